@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all set-up on a fresh machine. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
+RUN = $(VENV)/bin/python -m
+SOURCES = pyproject.toml constraints.txt
+
+.PHONY: demo install test test-all lint bench clean
+
+demo: $(VENV)/.train
+	$(VENV)/bin/labelsmooth train digits --smoothing 0.1
+
+install: $(VENV)/.test
+
+test: install
+	$(RUN) pytest -m "not slow"
+
+test-all: install
+	$(RUN) pytest
+
+lint: install
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pyright
+
+bench: install
+	$(RUN) benchmarks.bench_start
+	$(RUN) benchmarks.bench_targets
+	$(RUN) benchmarks.bench_train
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("labelsmooth needs Python 3.11 or newer; $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+# torch is named first, so that its pinned version is chosen before anything else can ask for another.
+$(VENV)/.train: $(VENV)/bin/python $(SOURCES)
+	@echo "installing labelsmooth and what training needs into $(VENV) ..."
+	$(PIP) torch --editable '.[train]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/bin/python $(SOURCES)
+	@echo "installing labelsmooth and what its tests need into $(VENV) ..."
+	$(PIP) torch --editable '.[test]'
+	@touch $@ $(VENV)/.train

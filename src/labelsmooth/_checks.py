@@ -1,0 +1,117 @@
+"""Argument checks. Every message has one form: ``NAME must RULE; got VALUE``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# How far from 1 the sum of a row of targets (or a prior) may be, by the dtype that it came in.
+SUM_TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-2}
+
+REDUCTIONS = ("none", "sum", "mean")
+WEIGHT_MODES = ("class", "example")
+
+
+def error(name: str, rule: str, value: object) -> ValueError:
+    """The one form of an error message."""
+    return ValueError(f"{name} must {rule}; got {value}")
+
+
+def number(value: Any, name: str, rule: str) -> float:
+    """`value` as a float; strings, booleans and arrays of more than one element are refused."""
+    if isinstance(value, (str, bytes, bool)):
+        raise error(name, rule, repr(value))
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise error(name, rule, repr(value)) from None
+
+
+def smoothing(value: Any, name: str = "smoothing") -> float:
+    rule = "be a number in [0, 1)"
+    epsilon = number(value, name, rule)
+    if not 0.0 <= epsilon < 1.0:
+        raise error(name, rule, value)
+    return epsilon
+
+
+def class_count(value: Any, name: str = "num_classes", least: int = 1) -> int:
+    rule = f"be a whole number of at least {least}"
+    count = number(value, name, rule)
+    if not (math.isfinite(count) and count == int(count) and count >= least):
+        raise error(name, rule, value)
+    return int(count)
+
+
+def one_of(value: Any, name: str, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise error(name, f"be one of {', '.join(map(repr, choices))}", repr(value))
+
+
+def normalizer(value: Any, reduction: str) -> None:
+    """A `normalizer` belongs to ``reduction="mean"``, and as a Python number it is finite and not negative."""
+    if value is None:
+        return
+    if reduction != "mean":
+        raise error("normalizer", "be None unless reduction is 'mean'", f"reduction={reduction!r}")
+    if isinstance(value, (str, bytes, bool)):
+        raise error("normalizer", "be a number", repr(value))
+    if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+        raise error("normalizer", "be finite and not negative", value)
+
+
+def one_prior(prior: object, class_prior: object) -> None:
+    if prior is not None and class_prior is not None:
+        raise error("prior", "be None where class_prior is given", "both")
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """True for NumPy's floats and for the bfloat16 that ml_dtypes adds to them."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def tolerance(dtype: object) -> float:
+    """The tolerance for a sum of 1 in a dtype of any framework (``torch.float16`` and ``float16`` alike)."""
+    return SUM_TOLERANCE.get(str(dtype).rpartition(".")[2], SUM_TOLERANCE["float64"])
+
+
+def label_range(labels: np.ndarray, num_classes: int, name: str = "labels") -> None:
+    if labels.size == 0 or (labels.min() >= 0 and labels.max() < num_classes):
+        return
+    bad = np.argwhere((labels < 0) | (labels >= num_classes))[0]
+    where = f" at index {_index(bad)}" if labels.ndim else ""
+    raise error(name, f"be class ids in 0..{num_classes - 1}", f"{labels[tuple(bad)]}{where}")
+
+
+def distribution(rows: np.ndarray, name: str, tol: float) -> None:
+    """`rows`, shape ``[..., K]``, are not negative and sum to 1 along the last axis."""
+    rule = "be non-negative and sum to 1 over the classes"
+    sums = rows.sum(axis=-1, dtype=np.float64)
+    if rows.size and not rows.min() >= 0:
+        bad = np.argwhere(~(rows >= 0))[0]
+        raise error(name, rule, f"{rows[tuple(bad)]} at index {_index(bad)}")
+    wrong = ~(np.abs(sums - 1.0) <= tol)
+    if wrong.any():
+        bad = np.argwhere(wrong)[0]
+        where = f" in row {_index(bad)}" if sums.ndim else ""
+        raise error(name, rule, f"a sum of {sums[tuple(bad)]:.6g}{where}")
+
+
+def no_target_on_masked(mass: np.ndarray) -> None:
+    """`mass`, shape ``[...]``: the target's mass on classes that `class_mask` takes out."""
+    if (mass > 0).any():
+        bad = np.argwhere(mass > 0)[0]
+        where = f" in row {_index(bad)}" if mass.ndim else ""
+        raise error("class_mask", "keep the true class of every kept row", f"a masked true class{where}")
+
+
+def empty_prior() -> None:
+    rule = "keep a class that the prior gives mass to, in every kept row"
+    raise error("class_mask", rule, "a prior of 0 on all kept classes")
+
+
+def _index(position: np.ndarray) -> str:
+    return ", ".join(map(str, position.tolist()))

@@ -1,0 +1,22 @@
+"""Whether the values of a tensor may be looked at: without synchronising a device, outside any transformation."""
+
+from __future__ import annotations
+
+import torch
+
+
+def at_hand(*tensors: torch.Tensor | None, allow_device: bool = False) -> bool:
+    """True where every tensor's values can be read at once.
+
+    They cannot under torch.compile, torch.func transformations (vmap, grad) or fake tensors; and on a device other
+    than the CPU, which would have to be waited for, only where `allow_device` is set.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(
+        type(x) in (torch.Tensor, torch.nn.Parameter)
+        and (x.device.type == "cpu" or (allow_device and x.device.type != "meta"))
+        and not torch.jit.is_tracing()
+        for x in tensors
+        if x is not None
+    )
