@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from labelsmooth import _checks
+
+
+Schedule = Callable[[float], float]
 
 
 def _positive(value: float, name: str) -> None:
@@ -103,3 +107,37 @@ class CosineDecay:
 
     def __call__(self, epoch: float) -> float:
         return self.initial_lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, epoch / self.epochs))))
+
+
+def parse(text: str, initial_lr: float, epochs: float) -> Schedule:
+    """The schedule that `text` names: ``polynomial``, ``step`` or ``cosine``, with arguments if they are given.
+
+    Args:
+        text: such as ``polynomial``, ``polynomial:power=2`` or ``step:factor=0.5,every=25``.
+        initial_lr: the first learning rate, above 0.
+        epochs: the length of the training, above 0.
+
+    Raises:
+        ValueError: an unknown name or argument, or one out of its range.
+
+    Example:
+        >>> from labelsmooth.schedules import parse
+        >>> parse("step:factor=0.5,every=25", initial_lr=0.01, epochs=100)
+        StepDecay(initial_lr=0.01, factor=0.5, every=25.0)
+    """
+    rule = "be polynomial[:power=P], step[:factor=F,every=E] or cosine"
+    name, _, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
+    kinds = {"polynomial": (PolynomialDecay, {"power"}), "step": (StepDecay, {"factor", "every"}), "cosine": (CosineDecay, set())}
+    if name not in kinds:
+        raise _checks.error("schedule", rule, repr(text))
+    kind, known = kinds[name]
+    arguments = {} if kind is StepDecay else {"epochs": epochs}
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            raise _checks.error("schedule", rule, repr(text))
+        try:
+            arguments[key] = float(value)
+        except ValueError:
+            raise _checks.error("schedule", rule, repr(text)) from None
+    return kind(initial_lr=initial_lr, **arguments)

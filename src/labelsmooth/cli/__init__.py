@@ -1,0 +1,66 @@
+"""The command. Errors become one message and an exit code:
+
+0 done, 1 unexpected, 2 usage, 3 data, 4 training failed, 6 a missing extra, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+
+from labelsmooth._errors import DataError, Interrupted, TrainingError
+
+_EXTRA = "pip install 'labelsmooth[train]'"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: what follows the command's name; ``sys.argv`` if None.
+    """
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    try:
+        from cyclopts import CycloptsError
+
+        from labelsmooth.cli.app import build
+    except ModuleNotFoundError as error:
+        return _fail(f"the labelsmooth command needs {error.name}: {_EXTRA}", 6, debug)
+    try:
+        result = build()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except CycloptsError as error:
+        return _fail(f"{str(error).strip()}\nlabelsmooth --help lists commands and options", 2, debug)
+    except DataError as error:
+        return _fail(str(error), 3, debug)
+    except TrainingError as error:
+        return _fail(str(error), 4, debug)
+    except ValueError as error:
+        return _fail(str(error), 2, debug)
+    except ModuleNotFoundError as error:
+        return _fail(f"this command needs {error.name}: {_EXTRA}", 6, debug)
+    except Interrupted as stop:
+        kept = "one finished epoch is" if stop.epochs_done == 1 else f"{stop.epochs_done} finished epochs are"
+        return _fail(f"interrupted; {kept} kept. Go on with:\n  labelsmooth train --resume {shlex.quote(stop.folder)}", 130, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2, debug)
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error}\n--debug shows where; please report it", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"labelsmooth: {message}", file=sys.stderr)
+    return code

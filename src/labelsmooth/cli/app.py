@@ -1,0 +1,26 @@
+"""The commands, gathered."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from labelsmooth import __version__
+from labelsmooth.cli.doctor import doctor
+from labelsmooth.cli.evaluate import evaluate
+from labelsmooth.cli.explain import explain
+from labelsmooth.cli.predict import predict
+from labelsmooth.cli.train import train
+
+
+def build() -> App:
+    app = App(
+        name="labelsmooth",
+        help="Train classifiers with label smoothing, and see what it does.",
+        help_epilogue="With --debug an error shows its traceback.",
+        version=__version__,
+        version_flags=["--version"],
+        suppress_keyboard_interrupt=False,
+    )
+    for command in (train, evaluate, predict, explain, doctor):
+        app.command(command)
+    return app

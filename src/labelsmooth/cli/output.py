@@ -1,0 +1,159 @@
+"""What the commands print: words for people on stdout, or with ``--json`` pure JSON there and the words on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from labelsmooth.training.data import Progress
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print pure JSON on stdout; words go to stderr.")]
+
+
+def console(json_output: bool) -> Console:
+    return Console(stderr=json_output, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON; an infinite number becomes null."""
+    print(json.dumps(_finite(value), ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
+
+
+def make_reporter(out: Console) -> Any:
+    """A `Reporter` that prints to `out`: a live bar on a terminal, a line per epoch anywhere."""
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+    from labelsmooth.training import Reporter
+    from labelsmooth.training.data import Progress
+
+    class Printer(Reporter):
+        def __init__(self) -> None:
+            self.bar: Bar | None = None
+            self.task: Any = None
+            self.training: Any = None
+
+        def data_progress(self) -> Progress:
+            return Progress(decoded=self._decoded(), note=self.note, download=_DownloadBar(out) if out.is_terminal else False)
+
+        def _decoded(self) -> Callable[[int, int], None]:
+            def show(done: int, count: int) -> None:
+                self._show("decoding images", done, count)
+                if done == count:
+                    self._close()
+
+            return show
+
+        def begin(self, training: Any, folder: Path) -> None:
+            self.training = training
+            out.print(_describe(training, folder), markup=False)
+
+        def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
+            self._show(f"epoch {epoch + 1}  loss {loss:.4f}", done, steps)
+
+        def epoch(self, row: dict[str, Any], best: bool) -> None:
+            self._close()
+            out.print(_epoch_line(row, best, -(-self.training.total_steps // self.training.steps_per_epoch)), markup=False)
+
+        def note(self, text: str) -> None:
+            out.print(text, markup=False)
+
+        def _show(self, text: str, done: int, count: int) -> None:
+            if not out.is_terminal:
+                return
+            if self.bar is None:
+                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                self.bar = Bar(*columns, console=out, transient=True)
+                self.bar.start()
+                self.task = self.bar.add_task(text)
+            self.bar.update(self.task, description=text, completed=done, total=count)
+
+        def _close(self) -> None:
+            if self.bar is not None:
+                self.bar.stop()
+                self.bar = None
+
+    class _DownloadBar:
+        """tqdm's interface, as pooch wants it, over rich's bar."""
+
+        def __init__(self, target: Console) -> None:
+            self.total = 0
+            self.bar = Bar(TextColumn("downloading CIFAR-10"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=target)
+            self.task = self.bar.add_task("download", total=None)
+
+        def update(self, size: int) -> None:
+            self.bar.start()
+            self.bar.update(self.task, advance=size, total=self.total)
+
+        def reset(self) -> None:
+            self.bar.update(self.task, completed=0)
+
+        def close(self) -> None:
+            self.bar.stop()
+
+    return Printer()
+
+
+def _describe(training: Any, folder: Path) -> str:
+    """What is trained, on what, and what smoothing does to the first label."""
+    from labelsmooth.targets import explanation
+
+    data, recipe = training.data, training.recipe
+    height, width, channels = data.image_shape
+    meaning = explanation(recipe.smoothing, data.num_classes)
+    first = int(data.train.labels[0])
+    lines = [
+        f"data        {data.name}: {data.num_classes} classes, images {height}x{width}x{channels}; "
+        f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test",
+        f"model       {recipe.model}, {training.parameters:,} trainable parameters",
+        f"training    recipe {recipe.name}: {recipe.epochs:g} epochs of {training.steps_per_epoch} steps of "
+        f"{recipe.batch_size}, seed {training.settings.seed}",
+        f"device      {training.device}, {training.precision_reason}",
+    ]
+    if recipe.smoothing:
+        how = "the targets are smoothed" if recipe.method == "labels" else "the loss smooths"
+        lines.append(
+            f"smoothing   {recipe.smoothing:g}, method {recipe.method} ({how}): true class {meaning.true_class:.4g}, "
+            f"others {meaning.other_classes:.4g}"
+        )
+        if data.num_classes <= 20:
+            before = " ".join("1" if k == first else "0" for k in range(data.num_classes))
+            after = " ".join(
+                f"{meaning.true_class if k == first else meaning.other_classes:.4g}" for k in range(data.num_classes)
+            )
+            lines += [f"            first label, {data.classes[first]}: before {before}", f"            after  {after}"]
+        lines.append(
+            f"            the smoothed loss cannot go below its floor {meaning.entropy_floor:.4f}; validation and test "
+            "are on hard labels"
+        )
+    else:
+        lines.append("smoothing   0: hard labels")
+    return "\n".join([*lines, f"run         {folder}", ""])
+
+
+def _epoch_line(row: dict[str, Any], best: bool, epochs: int) -> str:
+    width = len(str(epochs))
+    if row["smoothing"]:
+        loss = f"smoothed loss {row['train_loss_smoothed']:.4f} (ε={row['smoothing']:g}, floor {row['train_loss_floor']:.4f})"
+    else:
+        loss = f"loss {row['train_loss_smoothed']:.4f}"
+    parts = [f"epoch {row['epoch']:>{width}}/{epochs}", loss, f"train acc {row['train_accuracy']:.4f}"]
+    if row["val_accuracy"] is not None:
+        parts += [f"val NLL {row['val_nll']:.4f}", f"val acc {row['val_accuracy']:.4f}{' *' if best else '  '}"]
+    return "  ".join([*parts, f"lr {row['lr']:.2e}", f"{row['images_per_second']:.0f} images/s"])

@@ -1,0 +1,122 @@
+"""``labelsmooth train``"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from labelsmooth.cli.output import Json, console, make_reporter, print_json
+
+if TYPE_CHECKING:
+    from labelsmooth.training import Result
+
+
+def train(
+    data: str | None = None,
+    *,
+    smoothing: Annotated[float | None, Parameter(name=["--smoothing", "-s"])] = None,
+    method: Literal["labels", "loss"] | None = None,
+    model: Literal["minigooglenet", "small"] | None = None,
+    recipe: Literal["classic", "digits"] | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    schedule: str | None = None,
+    weight_decay: float | None = None,
+    dropout: float | None = None,
+    image_size: int | None = None,
+    val_split: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] | None = None,
+    deterministic: bool | None = None,
+    config: Path | None = None,
+    out: Path = Path("runs"),
+    resume: Path | None = None,
+    plot: Annotated[Path | None, Parameter(name=["--plot", "-p"])] = None,
+    json: Json = False,
+) -> None:
+    """Train an image classifier with label smoothing, test it on hard labels, and write a run folder.
+
+    Args:
+        data: digits (the default), cifar10, CIFAR-10's binary archive, a .parquet file, or a folder of
+            train.parquet and test.parquet.
+        smoothing: ε, from 0 up to but not including 1; 0.1 if not given.
+        method: labels: the targets are smoothed before training. loss (the default): the loss smooths.
+        model: the network; the recipe's own if not given.
+        recipe: classic: MiniGoogLeNet as on CIFAR-10. digits: a small network. Chosen by the image size if not given.
+        epochs: passes over the training set; may be fractional.
+        batch_size: examples per step.
+        lr: the first learning rate.
+        schedule: polynomial[:power=P], step[:factor=F,every=E] or cosine.
+        weight_decay: on kernels, not on biases and batch norm.
+        dropout: the share of features dropped before the last layer.
+        image_size: resize images to this height and width.
+        val_split: the share of training examples kept for validation; 0.1 if not given. With 0 the last epoch is tested.
+        seed: of split, weights, order, augmentation and dropout; 0 if not given.
+        device: auto, cpu, cuda or cuda:N.
+        precision: of convolutions; auto takes what the device is fast in.
+        deterministic: refuse operations that are not deterministic.
+        config: a YAML file with any of these options; what the command line says goes before it.
+        out: the parent folder of runs.
+        resume: a run's folder; go on with it where it stopped.
+        plot: also write the curves to this file (.png, .svg, .pdf).
+    """
+    options = {
+        "data": data, "smoothing": smoothing, "method": method, "model": model, "recipe": recipe, "epochs": epochs,
+        "batch_size": batch_size, "lr": lr, "schedule": schedule, "weight_decay": weight_decay, "dropout": dropout,
+        "image_size": image_size, "val_split": val_split, "seed": seed, "device": device, "precision": precision,
+        "deterministic": deterministic,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    from labelsmooth import training
+
+    screen = console(json)
+    reporter = make_reporter(screen)
+    if resume is not None:
+        if given or config is not None:
+            told = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["config"] if config else [])])
+            raise ValueError(f"--resume goes on with the run's own settings; leave out {told}")
+        result = training.resume(resume, plot=plot, reporter=reporter)
+    else:
+        settings = (_from_config(config, set(options)) if config is not None else {}) | given
+        result = training.train(settings.pop("data", "digits"), out=out, plot=plot, reporter=reporter, **settings)
+    screen.print(_closing(result, plot), markup=False)
+    if json:
+        print_json({"run": str(result.folder), **result.summary})
+
+
+def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
+    from labelsmooth._errors import DataError
+    from labelsmooth.training.recipes import Recipe
+    from labelsmooth.training.run import read_config
+
+    values = read_config(path)
+    known = known | set(Recipe.__dataclass_fields__) - {"name"}
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]}?" if close else f"; options are {', '.join(sorted(known))}"
+            raise DataError(f"{path} has an unknown option {name}{hint}")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _closing(result: Result, plot: Path | None) -> str:
+    summary, test = result.summary, result.test
+    which = f"checkpoint of epoch {summary['best']['epoch']}, best on validation" if summary["best"] else "last checkpoint"
+    lines = [
+        "",
+        f"test set ({which})",
+        "",
+        test.report(),
+        "",
+        f"test accuracy {test.accuracy:.4f}, NLL {test.nll:.4f} on hard labels; "
+        f"trained in {summary['train_seconds']:.1f} s at {summary['images_per_second']:.0f} images/s",
+        f"run       {result.folder}",
+        f"pictures  {result.folder / 'plots' / 'curves.png'}",
+        f"          {result.folder / 'plots' / 'confusion.png'}",
+    ]
+    return "\n".join(lines if plot is None else [*lines, f"          {plot}"])

@@ -1,0 +1,95 @@
+"""Checkpoints: safetensors files of weights, and of all that a training needs to go on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from labelsmooth import _files
+from labelsmooth._errors import DataError
+
+_OPTIMISER = "optimizer/"  # before the names of the momentum buffers; a weight's name has no slash
+
+
+def save_weights(path: Path, model: torch.nn.Module, state: dict[str, Any]) -> None:
+    """The model's weights alone, and `state` as JSON."""
+    _save(path, _tensors(model), state)
+
+
+def save_training(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`last.safetensors`, with the optimiser's state; the one before becomes `previous.safetensors`."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = _tensors(model)
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{_OPTIMISER}{names[parameter]}/{key}"] = value.detach().cpu().contiguous()
+    last = folder / "last.safetensors"
+    with _files.replacing(last) as temporary:
+        save_file(tensors, temporary, metadata={"labelsmooth": json.dumps(state)})
+        if last.exists():
+            os.replace(last, folder / "previous.safetensors")
+
+
+def load_weights(path: Path, model: torch.nn.Module) -> dict[str, Any]:
+    """Put the weights of a checkpoint into `model`.
+
+    Returns:
+        The state that was saved with them.
+
+    Raises:
+        DataError: the file is missing or damaged, or belongs to another model.
+    """
+    tensors, state = _read(path)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMISER)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(f"{path} belongs to another model ({str(error).splitlines()[-1].strip()})") from None
+    return state
+
+
+def load_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put weights and optimiser state of a checkpoint into `model` and `optimizer`.
+
+    Returns:
+        The state that was saved with them.
+
+    Raises:
+        DataError: as `load_weights`.
+    """
+    state = load_weights(path, model)
+    parameters = dict(model.named_parameters())
+    for name, tensor in _read(path)[0].items():
+        if name.startswith(_OPTIMISER):
+            parameter, _, key = name.removeprefix(_OPTIMISER).rpartition("/")
+            value = parameters[parameter]
+            optimizer.state[value][key] = torch.empty_like(value).copy_(tensor)
+    return state
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    with _files.replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"labelsmooth": json.dumps(state)})
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {})["labelsmooth"])
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+    except FileNotFoundError:
+        raise DataError(f"there is no checkpoint {path}") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DataError(f"the checkpoint {path} is damaged ({error})") from None

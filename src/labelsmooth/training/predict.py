@@ -1,0 +1,79 @@
+"""Predicting image files with a finished run, at the preprocessing that it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from labelsmooth._errors import DataError
+from labelsmooth.training import checkpoints, models
+from labelsmooth.training.devices import choose_device, choose_precision
+from labelsmooth.training.images import decode, resize
+from labelsmooth.training.run import RunFolder
+
+_BATCH = 64
+
+
+class Predictor:
+    """A trained classifier for image files.
+
+    Args:
+        run: the run's folder.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Attributes:
+        classes: the class names.
+
+    Raises:
+        DataError: it is no run, or has no checkpoint yet.
+    """
+
+    def __init__(self, run: str | Path, device: str = "auto") -> None:
+        folder = RunFolder.open(run)
+        recipe = folder.read_settings().recipe
+        described = folder.read_json("data.json")
+        self.classes: tuple[str, ...] = tuple(described["classes"])
+        height, width, channels = described["image_shape"]
+        self.size, self.channels = (int(height), int(width)), int(channels)
+        self.device = choose_device(device)
+        self.precision, _ = choose_precision(recipe.precision, self.device)
+        network = models.build(
+            recipe.model, image_shape=(height, width, channels), num_classes=len(self.classes), dropout=recipe.dropout
+        )
+        self.model = models.Classifier(network, torch.zeros(channels, height, width))
+        found = [name for name in ("best", "last") if (folder.checkpoints / f"{name}.safetensors").is_file()]
+        if not found:
+            raise DataError(f"{run} has no checkpoint yet; finish it with labelsmooth train --resume {run}")
+        checkpoints.load_weights(folder.checkpoints / f"{found[0]}.safetensors", self.model)
+        self.model.to(self.device).eval()
+
+    def probabilities(self, files: Iterable[str | Path]) -> Iterator[tuple[str | Path, np.ndarray | DataError]]:
+        """For each file its class probabilities, float64 ``[K]``, or the error that it gives."""
+        batch: list[tuple[str | Path, np.ndarray | DataError]] = []
+        for file in files:
+            try:
+                image = decode(Path(file), str(file), channels=self.channels)
+                batch.append((file, resize(image, self.size)))
+            except DataError as error:
+                batch.append((file, error))
+            if len(batch) == _BATCH:
+                yield from self._predict(batch)
+                batch = []
+        yield from self._predict(batch)
+
+    @torch.inference_mode()
+    def _predict(
+        self, batch: list[tuple[str | Path, np.ndarray | DataError]]
+    ) -> Iterator[tuple[str | Path, np.ndarray | DataError]]:
+        images = [item for _, item in batch if isinstance(item, np.ndarray)]
+        rows: Iterator[np.ndarray] = iter(())
+        if images:
+            pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device)
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                logits = self.model(self.model.normalise(pixels))
+            rows = iter(torch.softmax(logits.double(), dim=1).cpu().numpy())
+        for file, item in batch:
+            yield file, item if isinstance(item, DataError) else next(rows)

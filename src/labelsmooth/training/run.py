@@ -1,0 +1,205 @@
+"""The run folder: where a training writes, and from which everything after it reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from labelsmooth import __version__, _files
+from labelsmooth._errors import DataError
+from labelsmooth.training.recipes import Recipe
+
+COLUMNS = (
+    "epoch", "lr", "smoothing", "train_loss_smoothed", "train_loss_floor", "train_nll", "train_accuracy",
+    "val_nll", "val_accuracy", "seconds", "images_per_second",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a run was told: what its `config.yaml` holds, and what runs it again."""
+
+    data: str
+    recipe: Recipe
+    val_split: float
+    seed: int
+    image_size: int | None
+    device: str
+    deterministic: bool
+
+    def flat(self) -> dict[str, Any]:
+        """A flat mapping of option names to values; the recipe's name stands under `recipe`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
+        recipe = asdict(self.recipe)
+        return {"data": values.pop("data"), "recipe": recipe.pop("name"), **recipe, **values}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, `runs/NAME-001`; a new one never takes the place of another."""
+
+    path: Path
+
+    @staticmethod
+    def create(parent: Path, name: str) -> RunFolder:
+        """The next free folder for `name` under `parent`."""
+        parent.mkdir(parents=True, exist_ok=True)
+        safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+        taken = [int(m[1]) for item in parent.iterdir() if (m := re.fullmatch(rf"{re.escape(safe)}-(\d+)", item.name))]
+        number = max(taken, default=0) + 1
+        while True:
+            try:
+                path = parent / f"{safe}-{number:03d}"
+                path.mkdir()
+                break
+            except FileExistsError:  # another run took it meanwhile
+                number += 1
+        for sub in ("checkpoints", "predictions", "plots"):
+            (path / sub).mkdir()
+        return RunFolder(path)
+
+    @staticmethod
+    def open(path: str | Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            DataError: there is none.
+        """
+        folder = RunFolder(Path(path))
+        if not folder.path.is_dir():
+            raise DataError(f"there is no run folder {path}")
+        if not folder.config_file.is_file():
+            raise DataError(f"{path} is no run folder: it has no config.yaml")
+        return folder
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def predictions_file(self, split: str) -> Path:
+        return self.path / "predictions" / f"{split}.npz"
+
+    def plot_file(self, name: str) -> Path:
+        return self.path / "plots" / f"{name}.png"
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "summary.json").is_file()
+
+    def write_settings(self, settings: Settings) -> None:
+        text = "# What this run was told. `labelsmooth train --config THIS_FILE` runs it again.\n"
+        _files.write_text(self.config_file, text + yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True))
+
+    def read_settings(self) -> Settings:
+        """The run's settings.
+
+        Raises:
+            DataError: `config.yaml` is damaged.
+        """
+        try:
+            values = read_config(self.config_file)
+            names = {field.name for field in fields(Recipe)} - {"name"}
+            recipe = Recipe(name=values.pop("recipe"), **{name: values.pop(name) for name in names & set(values)})
+            return Settings(recipe=recipe, **values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self.config_file} is damaged ({error})") from None
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        _files.write_text(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Raises:
+        DataError: the file is missing or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{self.path} has no {name}") from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path / name} is damaged ({error})") from None
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+        _files.write_text(self.path / "metrics.csv", buffer.getvalue())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Raises:
+        DataError: `metrics.csv` is missing or damaged.
+        """
+        try:
+            with (self.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
+                rows = [{key: None if text == "" else float(text) for key, text in row.items()} for row in csv.DictReader(file)]
+        except (OSError, TypeError, ValueError) as error:
+            raise DataError(f"{self.path / 'metrics.csv'} is missing or damaged ({error})") from None
+        return [row | {"epoch": int(row["epoch"] or 0)} for row in rows]
+
+    def log(self, line: str) -> None:
+        stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} {line}\n")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML file of option names and values.
+
+    Raises:
+        DataError: it is missing, or no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise DataError(f"{path} must hold option names and values, such as `smoothing: 0.1`")
+    return {key.replace("-", "_"): _number(value) for key, value in values.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 5e-3 for a string; here it is the number that its writer meant."""
+    exponent = isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value)
+    return float(value) if exponent else value
+
+
+def environment(device: str, precision: str) -> dict[str, Any]:
+    """What `env.json` holds: versions, hardware, and what was chosen for it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    versions = {}
+    for name in ("numpy", "torch", "scikit-learn", "pillow", "pyarrow", "matplotlib", "safetensors"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "labelsmooth": __version__,
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "precision": precision,
+    }
