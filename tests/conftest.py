@@ -1,8 +1,18 @@
 """Fixtures that several test files share."""
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
+
+# Nothing is read from or written to the user's own cache, by the tests or by the processes that they start.
+SHARED_CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("LABELSMOOTH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +21,13 @@ def fresh_compiler():
     yield
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
+
+
+@pytest.fixture
+def cifar10_copy():
+    """The folder of the CIFAR-10 copy that lies beside the checkout; on CI it must be there."""
+    if not (SHARED_CIFAR10 / "train.parquet").is_file():
+        if os.environ.get("CI"):
+            pytest.fail(f"CI lacks {SHARED_CIFAR10}")
+        pytest.skip(f"the CIFAR-10 copy is not at {SHARED_CIFAR10}")
+    return SHARED_CIFAR10

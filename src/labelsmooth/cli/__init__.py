@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _fail(str(error), 2, debug)
     except ModuleNotFoundError as error:
-        return _fail(f"this command needs {error.name}: {_EXTRA}", 6, debug)
+        return _fail(f"this command needs {(error.name or str(error)).partition('.')[0]}: {_EXTRA}", 6, debug)
     except Interrupted as stop:
         kept = "one finished epoch is" if stop.epochs_done == 1 else f"{stop.epochs_done} finished epochs are"
         return _fail(f"interrupted; {kept} kept. Go on with:\n  labelsmooth train --resume {shlex.quote(stop.folder)}", 130, debug)

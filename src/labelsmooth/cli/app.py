@@ -20,6 +20,7 @@ def build() -> App:
         version=__version__,
         version_flags=["--version"],
         suppress_keyboard_interrupt=False,
+        help_format="plaintext",  # its default loads a Markdown parser, 60 ms
     )
     for command in (train, evaluate, predict, explain, doctor):
         app.command(command)

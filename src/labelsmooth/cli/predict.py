@@ -5,9 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from labelsmooth import _checks
 from labelsmooth.cli.output import Json, print_json
 
 
@@ -22,10 +19,14 @@ def predict(run: Path, /, *files: Path, top: int = 3, device: str = "auto", json
         top: how many classes to show.
         device: auto, cpu, cuda or cuda:N.
     """
+    import numpy as np
+
+    from labelsmooth import _checks
+    from labelsmooth.training import Predictor
+
     count = _checks.class_count(top, "top")
     if not files:
         raise _checks.error("files", "name at least one image", "none")
-    from labelsmooth.training import Predictor
 
     predictor = Predictor(run, device)
     failed = 0

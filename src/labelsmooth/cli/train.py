@@ -31,7 +31,7 @@ def train(
     val_split: float | None = None,
     seed: int | None = None,
     device: str | None = None,
-    precision: Literal["auto", "float32", "bfloat16"] | None = None,
+    precision: Literal["auto", "float64", "float32", "bfloat16"] | None = None,
     deterministic: bool | None = None,
     config: Path | None = None,
     out: Path = Path("runs"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from labelsmooth import _files
@@ -20,7 +20,8 @@ _OPTIMISER = "optimizer/"  # before the names of the momentum buffers; a weight'
 
 def save_weights(path: Path, model: torch.nn.Module, state: dict[str, Any]) -> None:
     """The model's weights alone, and `state` as JSON."""
-    _save(path, _tensors(model), state)
+    with _files.replacing(path) as temporary:
+        temporary.write_bytes(_serialised(_tensors(model), state))
 
 
 def save_training(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -33,7 +34,7 @@ def save_training(folder: Path, model: torch.nn.Module, optimizer: torch.optim.O
                 tensors[f"{_OPTIMISER}{names[parameter]}/{key}"] = value.detach().cpu().contiguous()
     last = folder / "last.safetensors"
     with _files.replacing(last) as temporary:
-        save_file(tensors, temporary, metadata={"labelsmooth": json.dumps(state)})
+        temporary.write_bytes(_serialised(tensors, state))
         if last.exists():
             os.replace(last, folder / "previous.safetensors")
 
@@ -79,9 +80,9 @@ def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    with _files.replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"labelsmooth": json.dumps(state)})
+def _serialised(tensors: dict[str, Tensor], state: dict[str, Any]) -> bytes:
+    """Bytes, which Python writes: safetensors' own writer hides the errno of a full disk."""
+    return save(tensors, metadata={"labelsmooth": json.dumps(state)})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

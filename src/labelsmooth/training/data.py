@@ -206,7 +206,8 @@ def _same_channels(splits: dict[str, Split]) -> dict[str, Split]:
         raise DataError(f"the splits have images of {listed}; choose one size with --image-size, such as {min(map(min, sizes))}")
     channels = max(split.images.shape[-1] for split in splits.values())
     return {
-        key: Split(np.broadcast_to(s.images, (*s.images.shape[:3], channels)), s.labels, s.index) for key, s in splits.items()
+        key: s if s.images.shape[-1] == channels else Split(np.repeat(s.images, channels, axis=-1), s.labels, s.index)
+        for key, s in splits.items()
     }
 
 

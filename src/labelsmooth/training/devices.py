@@ -27,7 +27,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype of convolutions and dense layers, and the reason in words; ``"auto"`` is what the device is fast in.
+    """The dtype to compute in (for bfloat16 the weights stay float32), and the reason in words; ``"auto"`` is what the device is fast in.
 
     Raises:
         ValueError: bfloat16 on a CUDA device without it.
@@ -44,3 +44,8 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
     if name == "bfloat16" and device.type == "cuda" and not fast:
         raise _checks.error("precision", "be float32 on this GPU, which has no bfloat16", name)
     return getattr(torch, name), f"{name} (as asked)"
+
+
+def storage_dtype(precision: torch.dtype) -> torch.dtype:
+    """The dtype of weights, for a precision to compute in."""
+    return torch.float64 if precision == torch.float64 else torch.float32

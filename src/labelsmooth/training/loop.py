@@ -26,7 +26,7 @@ from labelsmooth.torch import cross_entropy
 from labelsmooth.training import checkpoints, models, recipes
 from labelsmooth.training.augmentation import shift_and_flip
 from labelsmooth.training.data import ImageData, Progress, Split, load
-from labelsmooth.training.devices import choose_device, choose_precision
+from labelsmooth.training.devices import choose_device, choose_precision, storage_dtype
 from labelsmooth.training.recipes import Recipe
 from labelsmooth.training.run import RunFolder, Settings, environment
 
@@ -177,9 +177,9 @@ def resume(run: str | Path, *, plot: str | Path | None = None, reporter: Reporte
 
 
 def _finish(training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None) -> Result:
-    reporter.begin(training, folder.path)
-    folder.log(f"begin at epoch {training.epochs_done}")
     try:
+        reporter.begin(training, folder.path)
+        folder.log(f"begin at epoch {training.epochs_done}")
         with training.global_state():
             training.run(folder, reporter)
             return training.conclude(folder, plot)
@@ -229,7 +229,8 @@ class Training:
                 recipe.model, image_shape=data.image_shape, num_classes=data.num_classes, dropout=recipe.dropout
             )
         model = models.Classifier(network, torch.from_numpy(mean.transpose(2, 0, 1).copy()))
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        dtype = storage_dtype(self.precision)
+        self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             _decay_groups(self.model, recipe.weight_decay), lr=recipe.lr, momentum=recipe.momentum,
             nesterov=recipe.nesterov, fused=True,
@@ -238,8 +239,8 @@ class Training:
         self.labels = torch.from_numpy(data.train.labels).to(self.device)
         self.targets = None
         if recipe.method == "labels":
-            smoothed = smooth_labels(data.train.labels, recipe.smoothing, num_classes=data.num_classes)
-            self.targets = torch.from_numpy(smoothed).to(self.device)
+            smoothed = smooth_labels(self.labels.cpu(), recipe.smoothing, num_classes=data.num_classes, dtype=dtype)
+            self.targets = smoothed.to(self.device)
 
     @property
     def epochs_done(self) -> int:
@@ -272,9 +273,6 @@ class Training:
         if self.targets is not None:
             return cross_entropy(logits, self.targets[rows], validate=False)
         return cross_entropy(logits, self.labels[rows], label_smoothing=self.recipe.smoothing, validate=False)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def run(self, folder: RunFolder, reporter: Reporter) -> None:
         """Train to the end; after every epoch write metrics and checkpoints."""
@@ -316,7 +314,7 @@ class Training:
         order = order.to(self.device)
         augmentation = torch.Generator().manual_seed(self._seed("augmentation", epoch))
         torch.manual_seed(self._seed("dropout", epoch))
-        losses = torch.zeros(steps, device=self.device)
+        losses = torch.zeros(steps, dtype=self.model.mean.dtype, device=self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of the NLL, of hits
 
         self.model.train()
@@ -331,7 +329,7 @@ class Training:
             x = shift_and_flip(
                 self.model.normalise(self.images[rows]), augmentation, shift=recipe.shift, flip=recipe.flip
             )
-            with self.autocast():
+            with self.model.autocast(self.precision):
                 logits = self.model(x)
             loss = self.loss(logits, rows)
             loss.backward()
@@ -340,7 +338,7 @@ class Training:
 
             with torch.no_grad():
                 losses[step] = loss
-                sums[0] += F.cross_entropy(logits.float(), self.labels[rows], reduction="sum")
+                sums[0] += F.cross_entropy(logits.to(losses.dtype), self.labels[rows], reduction="sum")
                 sums[1] += (logits.argmax(1) == self.labels[rows]).sum()
             now = time.perf_counter()
             if now - tick >= _TICK or step == steps - 1:
@@ -381,7 +379,7 @@ class Training:
         logits, features = [], []
         for start in range(0, len(split), _EVAL_BATCH):
             pixels = _pixels(split.images[start : start + _EVAL_BATCH]).to(self.device)
-            with self.autocast():
+            with self.model.autocast(self.precision):
                 f, z = self.model.features_and_logits(self.model.normalise(pixels))
             features.append(f.float().cpu().numpy())
             logits.append(z.float().cpu().numpy())

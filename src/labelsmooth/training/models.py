@@ -139,8 +139,12 @@ class Classifier(nn.Module):
         self.register_buffer("mean", mean)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[N, C, H, W]`` to the network's input."""
-        return pixels.float() - self.mean
+        """uint8 ``[N, C, H, W]`` to the network's input, in the dtype of its weights."""
+        return pixels.to(self.mean.dtype) - self.mean
+
+    def autocast(self, precision: torch.dtype) -> torch.autocast:
+        """The context in which to call it: bfloat16 convolutions where `precision` says so."""
+        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of normalised images."""

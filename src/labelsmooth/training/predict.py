@@ -10,7 +10,7 @@ import torch
 
 from labelsmooth._errors import DataError
 from labelsmooth.training import checkpoints, models
-from labelsmooth.training.devices import choose_device, choose_precision
+from labelsmooth.training.devices import choose_device, choose_precision, storage_dtype
 from labelsmooth.training.images import decode, resize
 from labelsmooth.training.run import RunFolder
 
@@ -48,7 +48,7 @@ class Predictor:
         if not found:
             raise DataError(f"{run} has no checkpoint yet; finish it with labelsmooth train --resume {run}")
         checkpoints.load_weights(folder.checkpoints / f"{found[0]}.safetensors", self.model)
-        self.model.to(self.device).eval()
+        self.model.to(self.device, storage_dtype(self.precision)).eval()
 
     def probabilities(self, files: Iterable[str | Path]) -> Iterator[tuple[str | Path, np.ndarray | DataError]]:
         """For each file its class probabilities, float64 ``[K]``, or the error that it gives."""
@@ -72,7 +72,7 @@ class Predictor:
         rows: Iterator[np.ndarray] = iter(())
         if images:
             pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device)
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            with self.model.autocast(self.precision):
                 logits = self.model(self.model.normalise(pixels))
             rows = iter(torch.softmax(logits.double(), dim=1).cpu().numpy())
         for file, item in batch:

@@ -10,7 +10,7 @@ from labelsmooth import _checks, schedules
 from labelsmooth.training.models import MODELS
 
 METHODS = ("labels", "loss")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float64", "float32", "bfloat16")
 _SCHEDULE_STEPS = ("epoch", "step")
 
 
@@ -35,7 +35,7 @@ class Recipe:
         flip: random horizontal flip.
         smoothing: ε, in [0, 1).
         method: ``"labels"`` (the targets are smoothed before training) or ``"loss"`` (the loss smooths).
-        precision: ``"float32"``, ``"bfloat16"`` (autocast), or ``"auto"`` for what the device is fast in.
+        precision: ``"float64"``, ``"float32"``, ``"bfloat16"`` (autocast), or ``"auto"``: what the device is fast in.
 
     Raises:
         ValueError: an argument out of its range.
