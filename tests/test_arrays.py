@@ -135,7 +135,10 @@ def test_torch_out_is_written():
     soft = torch.eye(3)
     assert ls.smooth_labels(soft, 0.3, out=soft) is soft
     assert torch.equal(soft, ls.smooth_labels(torch.eye(3), 0.3))
-    for bad, message in ((torch.zeros(2, 2), r"out must have shape \(2, 3\); got \(2, 2\)"), (torch.zeros(2, 3).int(), "out must have a float dtype")):
+    for bad, message in (
+        (torch.zeros(2, 2), r"out must have shape \(2, 3\); got \(2, 2\)"),
+        (torch.zeros(2, 3).int(), "out must have a float dtype"),
+    ):
         with pytest.raises(ValueError, match=message):
             ls.smooth_labels(labels, num_classes=3, out=bad)
     with pytest.raises(ValueError, match="out must be None for arrays that cannot be written to"):

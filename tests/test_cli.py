@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -35,7 +34,11 @@ def finished(tmp_path_factory):
     """The folder of a short run, and what the command printed."""
     folder = tmp_path_factory.mktemp("cli")
     result = subprocess.run(
-        [*COMMAND, "train", "--epochs", "3", "--plot", "mine.png"], cwd=folder, capture_output=True, text=True, check=True
+        [*COMMAND, "train", "--epochs", "3", "--plot", "mine.png"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return folder / "runs" / "digits-001", result.stdout
 
@@ -56,7 +59,9 @@ def test_train_prints_the_story(finished):
     first = re.search(r"first label, (\d): before ([01 ]+)\n +after  ([0-9. ]+)\n", out)
     assert first[2].split()[int(first[1])] == "1"
     assert first[3].split()[int(first[1])] == "0.91"
-    line = r"epoch \d/3  smoothed loss \d\.\d{4} \(ε=0\.1, floor 0\.5003\)  train acc .*val NLL .*val acc .*lr .*images/s"
+    line = (
+        r"epoch \d/3  smoothed loss \d\.\d{4} \(ε=0\.1, floor 0\.5003\)  train acc .*val NLL .*val acc .*lr .*images/s"
+    )
     assert len(re.findall(line, out)) == 3
     assert "\x1b" not in out  # no colours where nobody sees them
     assert (folder.parent.parent / "mine.png").stat().st_size > 10_000
@@ -191,7 +196,12 @@ def test_mistakes(arguments, code, message, run):
 
 def test_a_missing_extra_prints_the_pip_line(tmp_path):
     code = "import sys; sys.modules['{}'] = None; from labelsmooth.cli import main; sys.exit(main({}))"
-    for module, arguments in (("cyclopts", ["--help"]), ("torch", ["train"]), ("sklearn", ["train"]), ("yaml", ["doctor"])):
+    for module, arguments in (
+        ("cyclopts", ["--help"]),
+        ("torch", ["train"]),
+        ("sklearn", ["train"]),
+        ("yaml", ["doctor"]),
+    ):
         result = subprocess.run(
             [sys.executable, "-c", code.format(module, arguments)], capture_output=True, text=True, cwd=tmp_path
         )
@@ -227,7 +237,7 @@ def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(moment, tmp_path):
     assert "Traceback" not in err
     assert re.search(r"interrupted; .* kept\. Go on with:\n  labelsmooth train --resume runs/digits-001\n", err)
     folder = tmp_path / "runs" / "digits-001"
-    assert not [path for path in folder.rglob(".*")]  # nothing half-written
+    assert not list(folder.rglob(".*"))  # nothing half-written
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 500.0", "epochs: 6"))
     result = subprocess.run(
@@ -238,19 +248,20 @@ def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(moment, tmp_path):
 
 
 def test_a_terminal_gets_a_live_bar(tmp_path):
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(tmp_path)
-        os.environ.update(TERM="xterm", COLUMNS="120")
-        os.execv(sys.executable, [*COMMAND, "train", "--epochs", "20"])
+    terminal, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [*COMMAND, "train", "--epochs", "20"], cwd=tmp_path, env=env, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
     output = b""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    while True:
         try:
             output += os.read(terminal, 65536)
-        except OSError:  # the child has closed its end
+        except OSError:  # the process has closed its end
             break
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+    assert process.wait(timeout=60) == 0
     text = output.decode()
     assert "━" in text  # the bar
     assert text.count("(ε=0.1, floor") == 20
@@ -258,5 +269,7 @@ def test_a_terminal_gets_a_live_bar(tmp_path):
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     command = " ".join([*COMMAND, "train", "--epochs", "2"])
-    result = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | head -1"], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert result.stderr == ""

@@ -32,7 +32,9 @@ def test_agrees_with_scikit_learn(predictions):
         assert row.f1 == pytest.approx(expected["f1-score"])
         assert row.support == expected["support"]
     assert result.accuracy == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
-    assert result.nll == pytest.approx(sklearn.metrics.log_loss(labels, softmax(logits.astype(float), 1), labels=range(6)))
+    assert result.nll == pytest.approx(
+        sklearn.metrics.log_loss(labels, softmax(logits.astype(float), 1), labels=range(6))
+    )
     assert np.array_equal(result.confusion, sklearn.metrics.confusion_matrix(labels, predicted, labels=range(6)))
     text = result.report().splitlines()
     their_text = sklearn.metrics.classification_report(

@@ -56,7 +56,10 @@ def test_priors():
         (lambda: ls.priors.uniform(0), "num_classes must be"),
         (lambda: ls.priors.class_frequency([], 3), r"labels must be integers|labels must have"),
         (lambda: ls.priors.class_frequency(np.zeros(0, int), 3), "labels must hold at least one label"),
-        (lambda: ls.priors.class_frequency([0], 3, pseudo_count=-1), "pseudo_count must be a number of at least 0; got -1"),
+        (
+            lambda: ls.priors.class_frequency([0], 3, pseudo_count=-1),
+            "pseudo_count must be a number of at least 0; got -1",
+        ),
         (lambda: ls.priors.class_frequency([0, 3], 3), r"labels must be class ids in 0..2; got 3"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -152,7 +152,9 @@ def test_axis_moves_the_classes(rng):
     z, labels = rng.normal(size=(2, K, 3)), rng.integers(0, K, (2, 3))
     rows = rng.dirichlet(np.ones(K), (2, 3))
     last, gradient = cross_entropy_and_grad(np.moveaxis(z, 1, -1), labels, label_smoothing=0.2, prior=rows)
-    moved, moved_gradient = cross_entropy_and_grad(z, labels, label_smoothing=0.2, prior=np.moveaxis(rows, -1, 1), axis=1)
+    moved, moved_gradient = cross_entropy_and_grad(
+        z, labels, label_smoothing=0.2, prior=np.moveaxis(rows, -1, 1), axis=1
+    )
     assert moved == last
     assert np.array_equal(moved_gradient, np.moveaxis(gradient, -1, 1))
     square, table = rng.normal(size=(K, K)), rng.dirichlet(np.ones(K), K)  # a table is never transposed
@@ -170,7 +172,12 @@ def test_one_row_and_one_class():
     ("logits", "target", "options", "message"),
     [
         ([[0.0, 1]], [2], {}, r"target must be class ids in 0..1; got 2 at index 0"),
-        ([[0.0, 1]], [0.5], {}, r"target must be class ids of shape \(1,\) or targets laid out like the logits; got float64"),
+        (
+            [[0.0, 1]],
+            [0.5],
+            {},
+            r"target must be class ids of shape \(1,\) or targets laid out like the logits; got float64",
+        ),
         ([[0.0, 1]], [0, 1], {}, r"target must be class ids of shape \(1,\)"),
         ([[0.0, 1]], [[0.9, 0.2]], {}, r"target must be .* got a sum of 1.1 in row 0"),
         ([[0.0, 1]], [0], {"label_smoothing": 1}, r"label_smoothing must be a number in \[0, 1\); got 1"),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from labelsmooth import losses
 from labelsmooth.torch import CrossEntropyLoss, cross_entropy
@@ -159,7 +160,11 @@ def test_drop_in_arguments_by_position_and_the_deprecated_ones():
 
 def test_state_dict_has_pytorchs_name_for_the_weight():
     weight = torch.ones(3)
-    assert list(CrossEntropyLoss(weight).state_dict()) == list(torch.nn.CrossEntropyLoss(weight).state_dict()) == ["weight"]
+    assert (
+        list(CrossEntropyLoss(weight).state_dict())
+        == list(torch.nn.CrossEntropyLoss(weight).state_dict())
+        == ["weight"]
+    )
     module = CrossEntropyLoss(weight, prior=torch.tensor([0.2, 0.3, 0.5]), label_smoothing=0.1).double()
     assert module.prior.dtype == torch.float64
     assert repr(module) == "CrossEntropyLoss(label_smoothing=0.1, reduction='mean', weight_mode='class', weight, prior)"
@@ -240,7 +245,12 @@ def check_contract(shape, dtype, kind, weight_mode, reduction, soft, masked, cla
 @pytest.mark.parametrize("weight_mode", [None, "class", "example"])
 def test_contract(dtype, kind, weight_mode):
     table = itertools.product(
-        ("none", "sum", "mean"), (False, True), (False, True), (None, "classes", "rows"), (0.0, 0.1), ((5, 6), (3, 4, 2, 2))
+        ("none", "sum", "mean"),
+        (False, True),
+        (False, True),
+        (None, "classes", "rows"),
+        (0.0, 0.1),
+        ((5, 6), (3, 4, 2, 2)),
     )
     for seed, (reduction, soft, masked, class_masked, smoothing, shape) in enumerate(table):
         check_contract(shape, dtype, kind, weight_mode, reduction, soft, masked, class_masked, smoothing, seed)
@@ -274,7 +284,7 @@ def test_contract_on_random_cases(**arguments):
 @pytest.mark.parametrize("weight_mode", [None, "class", "example"])
 def test_gradcheck_and_double_backward(kind, soft, weight_mode):
     rng = np.random.default_rng(3)
-    input, labels, q, dim = case((3, 4), torch.float64, scale=1)
+    input, labels, q, _ = case((3, 4), torch.float64, scale=1)
     options, _ = options_for(rng, (3, 4), 1, kind, weight_mode is not None, False, None, labels.numpy(), None)
     options = {name: torch.tensor(x) for name, x in options.items()} | {"weight_mode": weight_mode or "class"}
     mask = torch.tensor([True, False, True])
@@ -403,7 +413,9 @@ def test_vmap_and_func_grad():
     input, labels, soft, _ = case((4, 5), torch.float64)
     for target in (labels, soft):
         rows = cross_entropy(input, target, label_smoothing=0.1, reduction="none")
-        torch.testing.assert_close(torch.func.vmap(lambda z, y: cross_entropy(z, y, label_smoothing=0.1))(input, target), rows)
+        torch.testing.assert_close(
+            torch.func.vmap(lambda z, y: cross_entropy(z, y, label_smoothing=0.1))(input, target), rows
+        )
         _, gradient = value_and_grad(cross_entropy, input, target, label_smoothing=0.1)
         functional = torch.func.grad(lambda z, y: cross_entropy(z, y, label_smoothing=0.1))
         torch.testing.assert_close(functional(input.detach(), target), gradient)
@@ -429,7 +441,9 @@ def test_compile_in_one_graph(options, soft):
     target = targets if soft else labels
     compiled = torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")
     for mine, other in zip(
-        value_and_grad(compiled, input, target, **options), value_and_grad(cross_entropy, input, target, **options), strict=True
+        value_and_grad(compiled, input, target, **options),
+        value_and_grad(cross_entropy, input, target, **options),
+        strict=True,
     ):
         torch.testing.assert_close(mine, other)
 
@@ -462,7 +476,7 @@ def test_value_checks_are_skipped_where_they_may_not_look():
         cross_entropy(input, bad)
     assert bool(cross_entropy(input, bad, validate=False).isfinite())
     for validate in (None, True):
-        rows = torch.func.vmap(lambda z, q: cross_entropy(z, q, validate=validate))(input, bad)
+        rows = torch.func.vmap(lambda z, q, v=validate: cross_entropy(z, q, validate=v))(input, bad)
         assert bool(rows.isfinite().all())
         compiled = torch.compile(cross_entropy, backend="eager", fullgraph=True)
         assert bool(compiled(input, bad, validate=validate).isfinite())

@@ -51,18 +51,20 @@ class Steps(Reporter):
 
 
 def test_the_classic_recipe_is_the_original():
-    assert CLASSIC == Recipe(
+    assert Recipe(
         name="classic", model="minigooglenet", epochs=70, batch_size=64, drop_last=True, lr=5e-3, schedule="polynomial",
         schedule_every="epoch", momentum=0.9, nesterov=False, weight_decay=0.0, dropout=0.5, shift=0.1, flip=True,
         smoothing=0.1, method="loss", precision="auto",
-    )  # fmt: skip
+    ) == CLASSIC  # fmt: skip
     assert CLASSIC.make_schedule() == PolynomialDecay(5e-3, epochs=70, power=1.0)
     assert not DIGITS.flip  # digits are not symmetric
 
 
 # In float32 the classic recipe's first steps enlarge a rounding error of 1e-8 a millionfold, so that any two ways of
 # computing the same loss drift apart; float64 shows that they are the same.
-@pytest.mark.parametrize("recipe", [DIGITS, CLASSIC.changed(precision="float64", batch_size=32)], ids=["digits", "classic"])
+@pytest.mark.parametrize(
+    "recipe", [DIGITS, CLASSIC.changed(precision="float64", batch_size=32)], ids=["digits", "classic"]
+)
 def test_both_methods_give_the_same_losses(recipe):
     data = load("digits")
     runs = {method: training(recipe, data, method=method) for method in ("labels", "loss")}
@@ -89,7 +91,10 @@ def test_the_loss_is_the_reference():
 
 def test_arms_of_one_seed_share_split_weights_order_and_augmentation():
     data = [load("digits", seed=3) for _ in range(2)]
-    arms = [training(data=d, seed=3, smoothing=s, method=m) for d, s, m in zip(data, (0.0, 0.2), ("loss", "labels"), strict=True)]
+    arms = [
+        training(data=d, seed=3, smoothing=s, method=m)
+        for d, s, m in zip(data, (0.0, 0.2), ("loss", "labels"), strict=True)
+    ]
     for one, other in zip(arms[0].model.state_dict().values(), arms[1].model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     seen = []
@@ -110,7 +115,10 @@ def test_sgd_steps_as_written_down():
     weights = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     gradients = []
     step = run.optimizer.step
-    run.optimizer.step = lambda: (gradients.append({n: p.grad.clone() for n, p in run.model.named_parameters()}), step())
+    run.optimizer.step = lambda: (
+        gradients.append({n: p.grad.clone() for n, p in run.model.named_parameters()}),
+        step(),
+    )
     run.total_steps = 2
     run.train_epoch(0, Reporter())
     rates = [run.schedule(0), run.schedule(1 / run.steps_per_epoch)]
@@ -154,7 +162,11 @@ def test_the_run_folder_is_complete(finished):
     rows = table(folder)
     assert [int(row["epoch"]) for row in rows] == list(range(1, 31))
     assert {row["smoothing"] for row in rows} == {"0.1"}
-    assert float(rows[-1]["train_loss_smoothed"]) > float(rows[-1]["train_loss_floor"]) == pytest.approx(0.500288, abs=1e-6)
+    assert (
+        float(rows[-1]["train_loss_smoothed"])
+        > float(rows[-1]["train_loss_floor"])
+        == pytest.approx(0.500288, abs=1e-6)
+    )
     summary = json.loads((folder / "summary.json").read_text())
     best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_nll"])))
     assert summary["best"] == {
@@ -207,7 +219,9 @@ def test_predictor_agrees_with_the_run(finished, tmp_path):
     results = list(Predictor(finished.folder).probabilities(files))
     assert [file for file, _ in results] == files
     assert isinstance(results[5][1], DataError)
-    expected = torch.softmax(torch.tensor(load_predictions(finished.folder / "predictions" / "test.npz").logits[:70]).double(), 1)
+    expected = torch.softmax(
+        torch.tensor(load_predictions(finished.folder / "predictions" / "test.npz").logits[:70]).double(), 1
+    )
     for i, (_, probabilities) in enumerate(results):
         if i != 5:
             np.testing.assert_allclose(probabilities, expected[i], atol=1e-5)
@@ -285,8 +299,8 @@ def test_resume_refuses_other_data_and_no_run(tmp_path):
         resume(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"is no run folder: it has no config.yaml"):
         resume(tmp_path)
+    shutil.rmtree(folder / "checkpoints")
     with pytest.raises(DataError, match=r"has no checkpoint yet"):
-        shutil.rmtree(folder / "checkpoints")
         Predictor(folder)
 
 
@@ -294,7 +308,9 @@ def test_resume_refuses_other_data_and_no_run(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_it(tmp_path):
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at learning rate .*no epoch was finished"):
+    with pytest.raises(
+        TrainingError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at learning rate .*no epoch was finished"
+    ):
         train("digits", lr=1e8, out=tmp_path)
     assert (tmp_path / "digits-001" / "config.yaml").is_file()
 
@@ -407,7 +423,9 @@ def test_options_out_of_range_are_refused_before_anything_is_written(options, me
 def test_the_classic_recipe_learns_on_cifar10(cifar10_copy, tmp_path):
     (tmp_path / "some").mkdir()
     for name, count in (("train", 3000), ("test", 500)):
-        pq.write_table(pq.read_table(cifar10_copy / f"{name}.parquet").slice(0, count), tmp_path / "some" / f"{name}.parquet")
+        pq.write_table(
+            pq.read_table(cifar10_copy / f"{name}.parquet").slice(0, count), tmp_path / "some" / f"{name}.parquet"
+        )
     result = train(tmp_path / "some", epochs=2, lr=0.02, out=tmp_path)
     assert result.summary["model"] == "minigooglenet"
     assert result.summary["parameters"] == 1_652_826

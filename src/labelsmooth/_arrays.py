@@ -173,7 +173,9 @@ def to_host(x: Any, name: str) -> np.ndarray:
     framework = adapter(x)
     host = np.asarray(x) if framework is None else framework.to_host(x)
     if host is None:
-        raise _checks.error(name, "have its values at hand (on the CPU, not traced, needing no gradient)", repr(type(x)))
+        raise _checks.error(
+            name, "have its values at hand (on the CPU, not traced, needing no gradient)", repr(type(x))
+        )
     return host
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,15 +21,37 @@ def chunks(count: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-def dense_rows(ids: np.ndarray | None, q: np.ndarray | None, count: int, part: slice) -> np.ndarray:
-    """Rows `part` of the flattened q, as float64 ``[n, K]``."""
-    if q is not None:
-        return q.reshape(-1, count)[part].astype(np.float64)
-    assert ids is not None
-    flat = ids.reshape(-1)[part].astype(np.intp)
-    dense = np.zeros((flat.size, count))
-    dense[np.arange(flat.size), flat] = 1.0
-    return dense
+@dataclass(frozen=True)
+class Rows:
+    """Labels of `count` classes, told apart: class ids of shape `lead`, or soft targets ``[*lead, K]``."""
+
+    count: int
+    lead: tuple[int, ...]
+    ids: np.ndarray | None
+    soft: np.ndarray | None
+
+    @staticmethod
+    def of_ids(ids: np.ndarray, count: int) -> Rows:
+        return Rows(count, ids.shape, ids, None)
+
+    @staticmethod
+    def of_targets(soft: np.ndarray) -> Rows:
+        return Rows(soft.shape[-1], soft.shape[:-1], None, soft)
+
+    @property
+    def number(self) -> int:
+        """How many rows there are."""
+        return math.prod(self.lead)
+
+    def dense(self, part: slice) -> np.ndarray:
+        """Rows `part` of the flattened targets, one-hot for ids, as float64 ``[n, K]``."""
+        if self.soft is not None:
+            return self.soft.reshape(-1, self.count)[part].astype(np.float64)
+        assert self.ids is not None
+        ids = self.ids.reshape(-1)[part].astype(np.intp)
+        dense = np.zeros((ids.size, self.count))
+        dense[np.arange(ids.size), ids] = 1.0
+        return dense
 
 
 @dataclass(frozen=True)
@@ -73,17 +96,14 @@ class Prior:
         return replace(self, base=self.base.copy()) if np.may_share_memory(self.base, out) else self
 
 
-def resolve(
-    prior: Any, class_prior: Any, class_mask: Any, ids: np.ndarray | None, q: np.ndarray | None, count: int,
-    keep: np.ndarray | None = None,
-) -> Prior:
-    """Check the priors and `class_mask` against labels (`ids`, or targets `q`) of `count` classes.
+def resolve(prior: Any, class_prior: Any, class_mask: Any, rows: Rows, keep: np.ndarray | None = None) -> Prior:
+    """Check the priors and `class_mask` against the labels.
 
-    `keep`, bool ``[...]``: the rows whose values count; the other rows may hold anything.
+    `keep`, bool of shape `rows.lead`: the rows whose values count; the other rows may hold anything.
     """
     _checks.one_prior(prior, class_prior)
-    lead = np.shape(ids) if q is None else q.shape[:-1]
-    kept = np.ones(lead, bool).reshape(-1) if keep is None else keep.reshape(-1)
+    count, lead = rows.count, rows.lead
+    kept = np.ones(rows.number, bool) if keep is None else keep.reshape(-1)
 
     def check_rows(x: Any, name: str) -> np.ndarray:
         array = np.asarray(x)
@@ -110,7 +130,7 @@ def resolve(
         raise _checks.error("class_mask", "be boolean", f"dtype {mask.dtype}")
     mass, total = np.zeros(len(kept)), np.zeros(len(kept))
     for part in chunks(len(kept), count):
-        dense = dense_rows(ids, q, count, part)
+        dense = rows.dense(part)
         dense[~kept[part]] = 0.0
         mass[part] = (dense * ~(mask if mask.ndim == 1 else mask[part])).sum(axis=-1)
         total[part] = u.rows(part, dense, 1.0).sum(axis=-1)

@@ -9,13 +9,10 @@ import numpy as np
 from labelsmooth import _arrays, _checks, _prior
 
 
-def parse(labels: Any, num_classes: Any = None) -> tuple[np.ndarray | None, np.ndarray | None, int]:
+def parse(labels: Any, num_classes: Any = None) -> _prior.Rows:
     """Tell class ids from targets by dtype and by `num_classes`, never by the values.
 
     Integers are class ids where `num_classes` is given and one-hot rows where it is not; floats are targets.
-
-    Returns:
-        ``(ids, None, K)`` for class ids and one-hot rows, ``(None, targets, K)`` for floats.
 
     Raises:
         ValueError: neither; ids out of range; rows that are not one-hot, or no distribution.
@@ -23,17 +20,19 @@ def parse(labels: Any, num_classes: Any = None) -> tuple[np.ndarray | None, np.n
     array = np.asarray(labels)
     count = None if num_classes is None else _checks.class_count(num_classes)
     if array.dtype.kind in "biu":
-        if count is not None:
-            _checks.label_range(array, count)
-            return array, None, count
-        return _ids_of_one_hot(array), None, array.shape[-1]
+        if count is None:
+            return _prior.Rows.of_ids(_ids_of_one_hot(array), array.shape[-1])
+        _checks.label_range(array, count)
+        return _prior.Rows.of_ids(array, count)
     if not _checks.is_float(array.dtype):
-        raise _checks.error("labels", "be integers (class ids or one-hot rows) or floats (targets)", f"dtype {array.dtype}")
+        rule = "be integers (class ids or one-hot rows) or floats (targets)"
+        raise _checks.error("labels", rule, f"dtype {array.dtype}")
     if array.ndim == 0 or (count is not None and array.shape[-1] != count):
         rule = "have the classes on their last axis where they are floats (class ids are integers)"
-        raise _checks.error("labels", rule, f"shape {array.shape}" + (f" with num_classes={count}" if count else ""))
+        given = "" if count is None else f" with num_classes={count}"
+        raise _checks.error("labels", rule, f"shape {array.shape}{given}")
     _checks.distribution(array, "labels", _checks.tolerance(array.dtype))
-    return None, array, array.shape[-1]
+    return _prior.Rows.of_targets(array)
 
 
 def _ids_of_one_hot(rows: np.ndarray) -> np.ndarray:
@@ -87,21 +86,19 @@ def sample_labels(
         array([2, 2, 2, 3, 3, 3])
     """
     host = _arrays.to_host(labels, "labels")
-    ids, soft, count = parse(host, num_classes)
-    u = _prior.resolve(prior, class_prior, class_mask, ids, soft, count)
+    rows = parse(host, num_classes)
+    u = _prior.resolve(prior, class_prior, class_mask, rows)
     epsilon = _checks.smoothing(smoothing)
-    shape = np.shape(ids) if soft is None else soft.shape[:-1]
-    total = int(np.prod(shape))
-    noise, replacement, own = np.random.default_rng(rng).random((3, total))
+    noise, replacement, own = np.random.default_rng(rng).random((3, rows.number))
 
-    drawn = np.empty(total, np.int64)
-    for part in _prior.chunks(total, count):
-        q = _prior.dense_rows(ids, soft, count, part)
+    drawn = np.empty(rows.number, np.int64)
+    for part in _prior.chunks(rows.number, rows.count):
+        q = rows.dense(part)
         from_u = _invert(np.broadcast_to(u.rows(part, q, 1.0), q.shape), replacement[part])
-        from_q = _invert(q, own[part]) if ids is None else ids.reshape(-1)[part]
+        from_q = _invert(q, own[part]) if rows.ids is None else rows.ids.reshape(-1)[part]
         drawn[part] = np.where(noise[part] < epsilon, from_u, from_q)
-    dtype = host.dtype if soft is None and num_classes is not None else np.int64
-    return _arrays.from_host(drawn.reshape(shape).astype(dtype), labels)
+    dtype = host.dtype if rows.ids is not None and num_classes is not None else np.int64
+    return _arrays.from_host(drawn.reshape(rows.lead).astype(dtype), labels)
 
 
 def _invert(rows: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ def cross_entropy(
             `logits`, whose rows sum to 1.
         weight: class weights, shape ``[K]``.
         ignore_index: rows with this class id are not kept.
-        reduction: ``"none"``, ``"sum"`` or ``"mean"``; the mean divides by the row weights Σ_k w_k q_k of the kept rows.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the row weights Σ_k w_k q_k of the kept rows.
         label_smoothing: ε, in [0, 1).
         prior: u, shape ``[K]``, or laid out like `logits`; uniform if None.
         class_prior: ``[K, K]``, row y is the u of true class y (``q @ class_prior`` for soft targets).
@@ -131,14 +131,13 @@ def cross_entropy_and_grad(
         keep = _arrays.to_host(mask, "mask")
         if keep.dtype != np.bool_ or keep.shape != lead:
             raise _checks.error("mask", f"be boolean of shape {lead}", f"{keep.dtype} of shape {keep.shape}")
-    ids = soft = None
     if given.dtype.kind in "iu" and given.shape == lead:
         keep = keep & (given != ignore_index)
-        ids = np.where(keep, given, 0)
-        _checks.label_range(ids, count, "target")
+        rows = _prior.Rows.of_ids(np.where(keep, given, 0), count)
+        _checks.label_range(np.where(keep, given, 0), count, "target")
     elif given.shape == z.shape and (given.dtype.kind in "biu" or _checks.is_float(given.dtype)):
-        soft = np.where(keep[..., None], given, 0)
-        _checks.distribution(soft[keep], "target", _checks.tolerance(given.dtype))
+        rows = _prior.Rows.of_targets(np.where(keep[..., None], given, 0))
+        _checks.distribution(given[keep], "target", _checks.tolerance(given.dtype))
     else:
         rule = f"be class ids of shape {lead} or targets laid out like the logits"
         raise _checks.error("target", rule, f"{given.dtype} of shape {given.shape}")
@@ -146,19 +145,19 @@ def cross_entropy_and_grad(
         None if prior is None else classes_last(prior, "prior"),
         None if class_prior is None else _arrays.to_host(class_prior, "class_prior"),
         None if class_mask is None else classes_last(class_mask, "class_mask"),
-        ids, soft, count, keep,
-    )  # fmt: skip
+        rows,
+        keep,
+    )
 
-    rows = keep.reshape(-1)
-    everything = slice(None)
-    q = _prior.dense_rows(ids, soft, count, everything)
-    smoothed = ((1.0 - epsilon) * q + u.rows(everything, q, epsilon))[rows]
-    q = q[rows]
+    kept, everything = keep.reshape(-1), slice(None)
+    q = rows.dense(everything)
+    smoothed = ((1.0 - epsilon) * q + u.rows(everything, q, epsilon))[kept]
+    q = q[kept]
 
     # log p over the kept classes of the kept rows, shifted by the row's maximum.
-    z = z.reshape(-1, count)[rows]
+    z = z.reshape(-1, count)[kept]
     if u.mask is not None:
-        z = np.where(np.broadcast_to(u.mask, (rows.size, count))[rows], z, -np.inf)
+        z = np.where(np.broadcast_to(u.mask, (kept.size, count))[kept], z, -np.inf)
     top = z.max(axis=-1, keepdims=True)
     if np.isneginf(top).any():
         raise _checks.error("logits", "have a finite value in every kept row", "a row that is -inf in all its classes")
@@ -174,10 +173,12 @@ def cross_entropy_and_grad(
     row_weight = q @ w if weight is not None else np.ones(len(q))
     coefficients = smoothed * w if weight_mode == "class" else smoothed * row_weight[:, None]
 
-    losses = np.zeros(rows.size)
-    losses[rows] = -np.where(coefficients == 0, 0.0, coefficients * np.where(coefficients == 0, 0.0, log_p)).sum(axis=-1)
-    gradient = np.zeros((rows.size, count))
-    gradient[rows] = coefficients.sum(axis=-1, keepdims=True) * np.exp(log_p) - coefficients
+    losses = np.zeros(kept.size)
+    losses[kept] = -np.where(coefficients == 0, 0.0, coefficients * np.where(coefficients == 0, 0.0, log_p)).sum(
+        axis=-1
+    )
+    gradient = np.zeros((kept.size, count))
+    gradient[kept] = coefficients.sum(axis=-1, keepdims=True) * np.exp(log_p) - coefficients
 
     def laid_out(g: np.ndarray) -> np.ndarray:
         return np.moveaxis(g.reshape(*lead, count), -1, axis)

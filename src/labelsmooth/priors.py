@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from labelsmooth import _arrays, _checks, labels as _labels
+from labelsmooth import _arrays, _checks
+from labelsmooth.labels import parse
 
 
 def uniform(num_classes: int) -> np.ndarray:
@@ -55,15 +56,15 @@ def class_frequency(labels: Any, num_classes: int | None = None, *, pseudo_count
         >>> ls.priors.class_frequency([0, 0, 0, 1], 2)
         array([0.75, 0.25])
     """
-    ids, q, count = _labels.parse(_arrays.to_host(labels, "labels"), num_classes)
+    rows = parse(_arrays.to_host(labels, "labels"), num_classes)
     extra = _checks.number(pseudo_count, "pseudo_count", "be a number of at least 0")
     if not 0.0 <= extra < np.inf:
         raise _checks.error("pseudo_count", "be a number of at least 0", pseudo_count)
-    if q is None:
-        assert ids is not None
-        counts = np.bincount(ids.reshape(-1).astype(np.intp), minlength=count).astype(np.float64)
+    if rows.ids is not None:
+        counts = np.bincount(rows.ids.reshape(-1).astype(np.intp), minlength=rows.count).astype(np.float64)
     else:
-        counts = q.reshape(-1, count).sum(axis=0, dtype=np.float64)
+        assert rows.soft is not None
+        counts = rows.soft.reshape(-1, rows.count).sum(axis=0, dtype=np.float64)
     counts += extra
     if not counts.sum() > 0:
         raise _checks.error("labels", "hold at least one label (or give a pseudo_count)", "none")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from labelsmooth import _checks
 
-
 Schedule = Callable[[float], float]
 
 
@@ -127,7 +126,11 @@ def parse(text: str, initial_lr: float, epochs: float) -> Schedule:
     """
     rule = "be polynomial[:power=P], step[:factor=F,every=E] or cosine"
     name, _, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
-    kinds = {"polynomial": (PolynomialDecay, {"power"}), "step": (StepDecay, {"factor", "every"}), "cosine": (CosineDecay, set())}
+    kinds = {
+        "polynomial": (PolynomialDecay, {"power"}),
+        "step": (StepDecay, {"factor", "every"}),
+        "cosine": (CosineDecay, set()),
+    }
     if name not in kinds:
         raise _checks.error("schedule", rule, repr(text))
     kind, known = kinds[name]

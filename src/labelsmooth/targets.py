@@ -11,6 +11,7 @@ import numpy as np
 from labelsmooth import _arrays, _checks, _prior
 from labelsmooth.labels import parse
 
+
 def smooth_labels(
     labels: Any,
     smoothing: float = 0.1,
@@ -67,7 +68,9 @@ def smooth_labels(
     host = framework.to_host(labels)
     constants = None if host is None else _host_constants(prior, class_prior, class_mask)
     if constants is not None:
-        smoothed = _smooth(host, epsilon, num_classes, *constants, "float32" if kind == "bfloat16" else kind, None)
+        prior, class_prior, class_mask = constants
+        work = "float32" if kind == "bfloat16" else kind
+        smoothed = _smooth(host, epsilon, num_classes, prior, class_prior, class_mask, work, None)
         result = framework.from_host(smoothed, labels, framework.dtype(kind))
     else:
         result = _smooth_native(framework, labels, epsilon, num_classes, prior, class_prior, class_mask, kind)
@@ -119,10 +122,10 @@ def _host_constants(*arrays: Any) -> list[np.ndarray | None] | None:
 def _smooth(
     labels: Any, epsilon: float, num_classes: Any, prior: Any, class_prior: Any, class_mask: Any, dtype: Any, out: Any
 ) -> np.ndarray:
-    ids, q, count = parse(labels, num_classes)
-    u = _prior.resolve(prior, class_prior, class_mask, ids, q, count)
-    shape = (*(np.shape(ids) if q is None else q.shape[:-1]), count)
-    out = _output(out, shape, dtype, np.dtype(np.float32) if q is None else q.dtype)
+    rows = parse(labels, num_classes)
+    u = _prior.resolve(prior, class_prior, class_mask, rows)
+    ids, count, shape = rows.ids, rows.count, (*rows.lead, rows.count)
+    out = _output(out, shape, dtype, np.dtype(np.float32) if rows.soft is None else rows.soft.dtype)
 
     vector, table = u.vector(epsilon), u.table(epsilon)
     if ids is not None and vector is not None:
@@ -133,21 +136,21 @@ def _smooth(
             flat += ids.reshape(-1).astype(np.intp, copy=False)
             out.reshape(-1)[flat] = true_class.reshape(-1)
         else:
-            np.put_along_axis(out, np.asarray(ids, np.intp)[..., None], true_class[..., None], axis=-1)
+            np.put_along_axis(out, ids.astype(np.intp)[..., None], true_class[..., None], axis=-1)
         return out
     if ids is not None and table is not None:
         out[...] = ((1.0 - epsilon) * np.eye(count) + table).astype(out.dtype)[ids]
         return out
 
-    if q is not None and _overlaps(out, q):
-        q = q.copy()
+    if rows.soft is not None and _overlaps(out, rows.soft):
+        rows = _prior.Rows.of_targets(rows.soft.copy())
     u = u.detached_from(out)
-    rows = (out if out.flags.c_contiguous else np.empty(shape, out.dtype)).reshape(-1, count)
-    for part in _prior.chunks(len(rows), count):
-        dense = _prior.dense_rows(ids, q, count, part)
-        rows[part] = (1.0 - epsilon) * dense + u.rows(part, dense, epsilon)
-    if not np.shares_memory(rows, out):
-        out[...] = rows.reshape(shape)
+    flat = (out if out.flags.c_contiguous else np.empty(shape, out.dtype)).reshape(-1, count)
+    for part in _prior.chunks(len(flat), count):
+        q = rows.dense(part)
+        flat[part] = (1.0 - epsilon) * q + u.rows(part, q, epsilon)
+    if not out.flags.c_contiguous:
+        out[...] = flat.reshape(shape)
     return out
 
 
@@ -180,20 +183,31 @@ def _overlaps(out: np.ndarray, x: np.ndarray) -> bool:
 
 
 def _smooth_native(
-    framework: Any, labels: Any, epsilon: float, num_classes: Any, prior: Any, class_prior: Any, class_mask: Any, kind: str
+    framework: Any,
+    labels: Any,
+    epsilon: float,
+    num_classes: Any,
+    prior: Any,
+    class_prior: Any,
+    class_mask: Any,
+    kind: str,
 ) -> Any:
-    """q' by the framework's own operations: traceable, differentiable, on the labels' own device; shapes are checked."""
+    """q' by the framework's own operations: traceable, differentiable, on the labels' device; shapes are checked."""
     _checks.one_prior(prior, class_prior)
     integer = _arrays.is_integer(labels)
     lead = tuple(labels.shape) if integer and num_classes is not None else tuple(labels.shape[:-1])
     if lead == tuple(labels.shape):
         if not integer:
-            raise _checks.error("labels", "have the classes on their last axis where they are floats", tuple(labels.shape))
+            raise _checks.error(
+                "labels", "have the classes on their last axis where they are floats", tuple(labels.shape)
+            )
         count, ids = _checks.class_count(num_classes), labels
     else:
         count, ids = labels.shape[-1], framework.argmax(labels) if integer else None
         if num_classes is not None and count != _checks.class_count(num_classes):
-            raise _checks.error("labels", f"have num_classes={num_classes} classes on their last axis", tuple(labels.shape))
+            raise _checks.error(
+                "labels", f"have num_classes={num_classes} classes on their last axis", tuple(labels.shape)
+            )
     for name, value, shapes in (
         ("prior", prior, [(count,), (*lead, count)]),
         ("class_prior", class_prior, [(count, count)]),
@@ -259,12 +273,18 @@ def convert_smoothing(smoothing: float, num_classes: int, *, from_: str = "exclu
         raise _checks.error("num_classes", "be 2 for keras_binary", count)
     if from_ == to:
         return epsilon
-    inclusive = {"exclusive": epsilon * count / (count - 1), "classy_vision": epsilon / (1.0 + epsilon)}.get(from_, epsilon)
+    inclusive = {"exclusive": epsilon * count / (count - 1), "classy_vision": epsilon / (1.0 + epsilon)}.get(
+        from_, epsilon
+    )
     if inclusive < 1.0:
-        result = {"exclusive": inclusive * (count - 1) / count, "classy_vision": inclusive / (1.0 - inclusive)}.get(to, inclusive)
+        result = {"exclusive": inclusive * (count - 1) / count, "classy_vision": inclusive / (1.0 - inclusive)}.get(
+            to, inclusive
+        )
         if result < 1.0:
             return result
-    raise _checks.error("smoothing", f"have an equal in [0, 1) in the convention {to!r}", f"{smoothing} ({from_}, K={count})")
+    raise _checks.error(
+        "smoothing", f"have an equal in [0, 1) in the convention {to!r}", f"{smoothing} ({from_}, K={count})"
+    )
 
 
 @dataclass(frozen=True)

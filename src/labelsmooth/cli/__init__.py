@@ -47,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"this command needs {(error.name or str(error)).partition('.')[0]}: {_EXTRA}", 6, debug)
     except Interrupted as stop:
         kept = "one finished epoch is" if stop.epochs_done == 1 else f"{stop.epochs_done} finished epochs are"
-        return _fail(f"interrupted; {kept} kept. Go on with:\n  labelsmooth train --resume {shlex.quote(stop.folder)}", 130, debug)
+        return _fail(
+            f"interrupted; {kept} kept. Go on with:\n  labelsmooth train --resume {shlex.quote(stop.folder)}",
+            130,
+            debug,
+        )
     except KeyboardInterrupt:
         return _fail("interrupted", 130, debug)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does

@@ -16,7 +16,8 @@ def evaluate(source: Path, *, split: Literal["test", "val"] = "test", json: Json
         split: which of a run's predictions.
     """
     from labelsmooth._errors import DataError
-    from labelsmooth.evaluation import evaluate as measure, load_predictions
+    from labelsmooth.evaluation import evaluate as measure
+    from labelsmooth.evaluation import load_predictions
 
     path = source
     if source.is_dir():
@@ -31,5 +32,5 @@ def evaluate(source: Path, *, split: Literal["test", "val"] = "test", json: Json
     if json:
         print_json({"predictions": str(path), **result.as_dict()})
     else:
-        text = f"{result.report()}\n\n{path}: accuracy {result.accuracy:.4f}, NLL {result.nll:.4f} on {result.examples} examples"
-        console(False).print(text, markup=False)
+        figures = f"accuracy {result.accuracy:.4f}, NLL {result.nll:.4f} on {result.examples} examples"
+        console(False).print(f"{result.report()}\n\n{path}: {figures}", markup=False)

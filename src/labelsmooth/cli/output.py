@@ -38,7 +38,8 @@ def _finite(value: Any) -> Any:
 
 def make_reporter(out: Console) -> Any:
     """A `Reporter` that prints to `out`: a live bar on a terminal, a line per epoch anywhere."""
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     from labelsmooth.training import Reporter
     from labelsmooth.training.data import Progress
@@ -50,7 +51,9 @@ def make_reporter(out: Console) -> Any:
             self.training: Any = None
 
         def data_progress(self) -> Progress:
-            return Progress(decoded=self._decoded(), note=self.note, download=_DownloadBar(out) if out.is_terminal else False)
+            return Progress(
+                decoded=self._decoded(), note=self.note, download=_DownloadBar(out) if out.is_terminal else False
+            )
 
         def _decoded(self) -> Callable[[int, int], None]:
             def show(done: int, count: int) -> None:
@@ -69,7 +72,9 @@ def make_reporter(out: Console) -> Any:
 
         def epoch(self, row: dict[str, Any], best: bool) -> None:
             self._close()
-            out.print(_epoch_line(row, best, -(-self.training.total_steps // self.training.steps_per_epoch)), markup=False)
+            out.print(
+                _epoch_line(row, best, -(-self.training.total_steps // self.training.steps_per_epoch)), markup=False
+            )
 
         def note(self, text: str) -> None:
             out.print(text, markup=False)
@@ -94,7 +99,9 @@ def make_reporter(out: Console) -> Any:
 
         def __init__(self, target: Console) -> None:
             self.total = 0
-            self.bar = Bar(TextColumn("downloading CIFAR-10"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=target)
+            self.bar = Bar(
+                TextColumn("downloading CIFAR-10"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=target
+            )
             self.task = self.bar.add_task("download", total=None)
 
         def update(self, size: int) -> None:
@@ -150,7 +157,8 @@ def _describe(training: Any, folder: Path) -> str:
 def _epoch_line(row: dict[str, Any], best: bool, epochs: int) -> str:
     width = len(str(epochs))
     if row["smoothing"]:
-        loss = f"smoothed loss {row['train_loss_smoothed']:.4f} (ε={row['smoothing']:g}, floor {row['train_loss_floor']:.4f})"
+        bounds = f"(ε={row['smoothing']:g}, floor {row['train_loss_floor']:.4f})"
+        loss = f"smoothed loss {row['train_loss_smoothed']:.4f} {bounds}"
     else:
         loss = f"loss {row['train_loss_smoothed']:.4f}"
     parts = [f"epoch {row['epoch']:>{width}}/{epochs}", loss, f"train acc {row['train_accuracy']:.4f}"]

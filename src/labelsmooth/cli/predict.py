@@ -39,7 +39,9 @@ def predict(run: Path, /, *files: Path, top: int = 3, device: str = "auto", json
         pairs = [(predictor.classes[k], float(probabilities[k])) for k in best]
         if json:
             everything = dict(zip(predictor.classes, map(float, probabilities), strict=True))
-            print_json({"file": str(file), "label": pairs[0][0], "probability": pairs[0][1], "probabilities": everything})
+            print_json(
+                {"file": str(file), "label": pairs[0][0], "probability": pairs[0][1], "probabilities": everything}
+            )
         else:
             print(f"{file}: " + ", ".join(f"{name} {p:.4f}" for name, p in pairs))
     return 3 if failed else 0

@@ -55,7 +55,7 @@ def train(
         weight_decay: on kernels, not on biases and batch norm.
         dropout: the share of features dropped before the last layer.
         image_size: resize images to this height and width.
-        val_split: the share of training examples kept for validation; 0.1 if not given. With 0 the last epoch is tested.
+        val_split: the share of training examples kept for validation; 0.1 if not given. 0: the last epoch is tested.
         seed: of split, weights, order, augmentation and dropout; 0 if not given.
         device: auto, cpu, cuda or cuda:N.
         precision: of convolutions; auto takes what the device is fast in.
@@ -106,7 +106,9 @@ def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
 
 def _closing(result: Result, plot: Path | None) -> str:
     summary, test = result.summary, result.test
-    which = f"checkpoint of epoch {summary['best']['epoch']}, best on validation" if summary["best"] else "last checkpoint"
+    which = (
+        f"checkpoint of epoch {summary['best']['epoch']}, best on validation" if summary["best"] else "last checkpoint"
+    )
     lines = [
         "",
         f"test set ({which})",

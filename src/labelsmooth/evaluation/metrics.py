@@ -43,10 +43,10 @@ class Evaluation:
         """The mean over classes, plain and weighted by support."""
         values = np.array([[c.precision, c.recall, c.f1] for c in self.classes])
         support = np.array([c.support for c in self.classes])
-        macro, weighted = values.mean(axis=0), support @ values / max(1, support.sum())
+        macro, weighted = values.mean(axis=0).tolist(), (support @ values / max(1, support.sum())).tolist()
         return (
-            ClassMetrics("macro avg", *map(float, macro), self.examples),
-            ClassMetrics("weighted avg", *map(float, weighted), self.examples),
+            ClassMetrics("macro avg", macro[0], macro[1], macro[2], self.examples),
+            ClassMetrics("weighted avg", weighted[0], weighted[1], weighted[2], self.examples),
         )
 
     def report(self) -> str:
@@ -57,7 +57,9 @@ class Evaluation:
         for row in rows:
             if row.name == "macro avg":
                 lines += ["", f"{'accuracy':>{width}}  {'':>9} {'':>9} {self.accuracy:>9.4f} {self.examples:>9}"]
-            lines.append(f"{row.name:>{width}}  {row.precision:>9.4f} {row.recall:>9.4f} {row.f1:>9.4f} {row.support:>9}")
+            lines.append(
+                f"{row.name:>{width}}  {row.precision:>9.4f} {row.recall:>9.4f} {row.f1:>9.4f} {row.support:>9}"
+            )
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,7 +96,9 @@ def evaluate(logits: Any, labels: Any, class_names: Any = None) -> Evaluation:
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or 0 in logits.shape or logits.dtype.kind not in "fiu":
-        raise _checks.error("logits", "be real numbers of shape [N, K] with N and K above 0", f"{logits.dtype} {logits.shape}")
+        raise _checks.error(
+            "logits", "be real numbers of shape [N, K] with N and K above 0", f"{logits.dtype} {logits.shape}"
+        )
     n, count = logits.shape
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise _checks.error("labels", f"be class ids of shape {(n,)}", f"{labels.dtype} {labels.shape}")
@@ -116,7 +120,8 @@ def evaluate(logits: Any, labels: Any, class_names: Any = None) -> Evaluation:
     precision, recall = _ratio(hits, claims), _ratio(hits, support)
     f1 = _ratio(2.0 * hits, support + claims)
     classes = tuple(
-        ClassMetrics(name, float(precision[k]), float(recall[k]), float(f1[k]), int(support[k])) for k, name in enumerate(names)
+        ClassMetrics(name, float(precision[k]), float(recall[k]), float(f1[k]), int(support[k]))
+        for k, name in enumerate(names)
     )
     return Evaluation(n, float(hits.sum() / n), float(nll(logits, labels).mean()), classes, confusion)
 

@@ -92,7 +92,12 @@ def confusion(evaluation: Evaluation) -> Figure:
     if count <= 40:
         names = [row.name if len(row.name) <= 20 else row.name[:19] + "…" for row in evaluation.classes]
         names = [name.replace("$", r"\$") for name in names]
-        axes.set_xticks(range(count), names, rotation=45 if max(map(len, names)) > 2 else 0, ha="right" if max(map(len, names)) > 2 else "center")
+        axes.set_xticks(
+            range(count),
+            names,
+            rotation=45 if max(map(len, names)) > 2 else 0,
+            ha="right" if max(map(len, names)) > 2 else "center",
+        )
         axes.set_yticks(range(count), names)
     if count <= 20:
         for row, column in np.argwhere(counts > 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
 
 
 def at_hand(*tensors: torch.Tensor | None, allow_device: bool = False) -> bool:
@@ -11,12 +12,13 @@ def at_hand(*tensors: torch.Tensor | None, allow_device: bool = False) -> bool:
     They cannot under torch.compile, torch.func transformations (vmap, grad) or fake tensors; and on a device other
     than the CPU, which would have to be waited for, only where `allow_device` is set.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None:
+        return False
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return False
     return all(
         type(x) in (torch.Tensor, torch.nn.Parameter)
         and (x.device.type == "cpu" or (allow_device and x.device.type != "meta"))
-        and not torch.jit.is_tracing()
         for x in tensors
         if x is not None
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn._reduction import legacy_get_string
 
 from labelsmooth import _checks
 from labelsmooth.torch._values import at_hand
@@ -43,7 +44,7 @@ def cross_entropy(
         size_average: deprecated, as in PyTorch; use `reduction`.
         ignore_index: rows with this class id are not kept. Soft targets use `mask`.
         reduce: deprecated, as in PyTorch; use `reduction`.
-        reduction: ``"none"``, ``"sum"`` or ``"mean"``; the mean divides by the row weights Σ_k w_k q_k of the kept rows.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the row weights Σ_k w_k q_k of the kept rows.
         label_smoothing: ε, in [0, 1).
         prior: u, shape ``[K]``, or laid out like `input`; uniform if None.
         class_prior: ``[K, K]``, row y is the u of true class y (``q @ class_prior`` for soft targets).
@@ -79,7 +80,7 @@ def cross_entropy(
         tensor(0.3395)
     """
     if size_average is not None or reduce is not None:
-        reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+        reduction = legacy_get_string(size_average, reduce)
     epsilon = _checks.smoothing(label_smoothing, "label_smoothing")
     _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
     _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
@@ -114,7 +115,9 @@ def cross_entropy(
     u = _prior(prior, class_prior, ids, q, keep, dtype, dim, shape)
     if checked:
         if prior is not None:
-            _check_distribution(prior, keep if prior.dim() > 1 else None, dim if prior.dim() > 1 else 0, "prior", prior.dtype)
+            _check_distribution(
+                prior, keep if prior.dim() > 1 else None, dim if prior.dim() > 1 else 0, "prior", prior.dtype
+            )
         if class_prior is not None:
             _check_distribution(class_prior, None, 1, "class_prior", class_prior.dtype)
         if valid is not None:
@@ -215,7 +218,9 @@ def _prior(
 ) -> Tensor | None:  # fmt: skip
     """u, broadcastable to the logits; None where it is uniform."""
     if prior is not None:
-        return prior.to(dtype).view(shape) if prior.dim() == 1 and len(shape) > 1 else _emptied(prior.to(dtype), keep, dim)
+        return (
+            prior.to(dtype).view(shape) if prior.dim() == 1 and len(shape) > 1 else _emptied(prior.to(dtype), keep, dim)
+        )
     if class_prior is None:
         return None
     table = class_prior.to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn._reduction import legacy_get_string
 
 from labelsmooth import _checks
 from labelsmooth.torch.functions import cross_entropy
@@ -62,7 +63,7 @@ class CrossEntropyLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         if size_average is not None or reduce is not None:
-            reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+            reduction = legacy_get_string(size_average, reduce)
         _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
         _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
         _checks.one_prior(prior, class_prior)

@@ -24,9 +24,11 @@ def save_weights(path: Path, model: torch.nn.Module, state: dict[str, Any]) -> N
         temporary.write_bytes(_serialised(_tensors(model), state))
 
 
-def save_training(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save_training(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
     """`last.safetensors`, with the optimiser's state; the one before becomes `previous.safetensors`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = _tensors(model)
     for parameter, values in optimizer.state.items():
         for key, value in values.items():

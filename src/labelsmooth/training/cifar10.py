@@ -44,14 +44,18 @@ def fetch(progressbar: Any, *, url: str = URL, sha256: str = SHA256) -> Path:
     logger.setLevel(logging.WARNING)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        downloader = pooch.HTTPDownloader(progressbar=progressbar, chunk_size=1 << 16)
+        downloader: Any = pooch.HTTPDownloader(progressbar=progressbar, chunk_size=1 << 16)
         return Path(pooch.retrieve(url, f"sha256:{sha256}", fname=ARCHIVE, path=folder, downloader=downloader))
     except requests.exceptions.RequestException as error:
         raise DataError(f"CIFAR-10 could not be downloaded from {url} ({type(error).__name__}); {by_hand}") from None
     except ValueError as error:
-        raise DataError(f"the CIFAR-10 archive from {url} is not the one that it should be ({error}); {by_hand}") from None
+        raise DataError(
+            f"the CIFAR-10 archive from {url} is not the one that it should be ({error}); {by_hand}"
+        ) from None
     except OSError as error:
-        raise DataError(f"CIFAR-10 could not be kept in {folder} ({error.strerror}); set LABELSMOOTH_CACHE to another folder") from None
+        raise DataError(
+            f"CIFAR-10 could not be kept in {folder} ({error.strerror}); set LABELSMOOTH_CACHE to another folder"
+        ) from None
     finally:
         logger.setLevel(level)
 

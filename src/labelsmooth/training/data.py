@@ -83,7 +83,12 @@ class Progress:
 
 
 def load(
-    source: str | Path, *, val_split: float = 0.1, seed: int = 0, image_size: int | None = None, progress: Progress | None = None
+    source: str | Path,
+    *,
+    val_split: float = 0.1,
+    seed: int = 0,
+    image_size: int | None = None,
+    progress: Progress | None = None,
 ) -> ImageData:
     """Read `source` and split it, stratified by class.
 
@@ -125,7 +130,11 @@ def _read(source: str | Path, size: int | None, progress: Progress) -> tuple[str
     path = Path(source).expanduser()
     if str(source) == "digits":
         digits = _digits()
-        return "digits", {"train": digits}, hashlib.sha256(digits.images.tobytes() + digits.labels.tobytes()).hexdigest()
+        return (
+            "digits",
+            {"train": digits},
+            hashlib.sha256(digits.images.tobytes() + digits.labels.tobytes()).hexdigest(),
+        )
     if str(source) == "cifar10":
         train, test, digest = cifar10.read(cifar10.fetch(progress.download))
         return "cifar10", {"train": train, "test": test}, digest
@@ -145,7 +154,9 @@ def _read(source: str | Path, size: int | None, progress: Progress) -> tuple[str
 
 def _read_folder(path: Path, size: int | None, progress: Progress) -> tuple[str, dict[str, Decoded], str]:
     files = {"train": path / "train.parquet", "test": path / "test.parquet"}
-    files |= {"val": path / f"{name}.parquet" for name in _VAL_NAMES if (path / f"{name}.parquet").is_file()}
+    validation = [path / f"{name}.parquet" for name in _VAL_NAMES if (path / f"{name}.parquet").is_file()]
+    if validation:
+        files["val"] = validation[0]
     if not files["train"].is_file():
         found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
         raise DataError(f"the folder {path} holds no train.parquet; it holds {found}")
@@ -193,7 +204,8 @@ def _numbered(parts: dict[str, Decoded], source: str) -> tuple[tuple[str, ...], 
             raise DataError(f"{source} has the label {highest}, but names {len(named)} classes only")
         classes = named or tuple(str(number) for number in range(highest + 1))
     splits = {
-        key: Split(part.images, numbers[key].astype(np.int64), np.arange(len(part.labels))) for key, part in parts.items()
+        key: Split(part.images, numbers[key].astype(np.int64), np.arange(len(part.labels)))
+        for key, part in parts.items()
     }
     return classes, splits
 
@@ -203,7 +215,9 @@ def _same_channels(splits: dict[str, Split]) -> dict[str, Split]:
     sizes = {split.images.shape[1:3] for split in splits.values()}
     if len(sizes) > 1:
         listed = " and ".join(f"{height}x{width}" for height, width in sorted(sizes))
-        raise DataError(f"the splits have images of {listed}; choose one size with --image-size, such as {min(map(min, sizes))}")
+        raise DataError(
+            f"the splits have images of {listed}; choose one size with --image-size, such as {min(map(min, sizes))}"
+        )
     channels = max(split.images.shape[-1] for split in splits.values())
     return {
         key: s if s.images.shape[-1] == channels else Split(np.repeat(s.images, channels, axis=-1), s.labels, s.index)
@@ -226,10 +240,13 @@ def _split(split: Split, share: float, seed: int, name: str, classes: tuple[str,
         raise DataError(f"there is one class only ({classes[present[0]]}); a classifier needs two")
     single = [classes[k] for k in present if counts[k] < 2]
     if single:
-        raise DataError(f"class {single[0]!r} has one example, too few to split off {name}; add some, or mend it {option}")
+        raise DataError(
+            f"class {single[0]!r} has one example, too few to split off {name}; add some, or mend it {option}"
+        )
     if wanted < len(present) or len(split) - wanted < len(present):
         raise DataError(
-            f"a {name} split of {share:g} of {len(split)} examples leaves {wanted} for {len(present)} classes; mend it {option}"
+            f"a {name} split of {share:g} of {len(split)} examples leaves {wanted} for {len(present)} classes; "
+            f"mend it {option}"
         )
     rest, part = train_test_split(everything, test_size=wanted, random_state=seed % 2**32, stratify=split.labels)
     return split.take(np.sort(rest)), split.take(np.sort(part))

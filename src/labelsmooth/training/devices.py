@@ -22,12 +22,16 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise _checks.error("device", "be auto, cpu, cuda or cuda:N", repr(name))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise _checks.error("device", f"be one of the {torch.cuda.device_count()} CUDA devices here, or cpu", repr(name))
+        raise _checks.error(
+            "device", f"be one of the {torch.cuda.device_count()} CUDA devices here, or cpu", repr(name)
+        )
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype to compute in (for bfloat16 the weights stay float32), and the reason in words; ``"auto"`` is what the device is fast in.
+    """The dtype to compute in, and the reason in words; ``"auto"`` is what the device is fast in.
+
+    For bfloat16 the weights stay float32.
 
     Raises:
         ValueError: bfloat16 on a CUDA device without it.

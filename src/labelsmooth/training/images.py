@@ -67,12 +67,15 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == size:
         return image
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    array = np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR))
+    array = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
     return array[..., None] if array.ndim == 2 else array
 
 
 def decode_all(
-    sources: Iterable[tuple[bytes | Path, str]], count: int, image_size: int | None, progress: Callable[[int, int], None]
+    sources: Iterable[tuple[bytes | Path, str]],
+    count: int,
+    image_size: int | None,
+    progress: Callable[[int, int], None],
 ) -> np.ndarray:
     """All images as one array ``uint8[N, H, W, C]``, decoded by a thread per core.
 

@@ -160,7 +160,9 @@ def resume(run: str | Path, *, plot: str | Path | None = None, reporter: Reporte
     )  # fmt: skip
     known = folder.read_json("data.json")["sha256"]
     if images.digest != known:
-        raise DataError(f"{settings.data} has changed since {run} began (SHA-256 {images.digest[:12]}, then {known[:12]})")
+        raise DataError(
+            f"{settings.data} has changed since {run} began (SHA-256 {images.digest[:12]}, then {known[:12]})"
+        )
     training = Training(settings, images)
     for name in ("last", "previous"):
         path = folder.checkpoints / f"{name}.safetensors"
@@ -230,7 +232,8 @@ class Training:
             )
         model = models.Classifier(network, torch.from_numpy(mean.transpose(2, 0, 1).copy()))
         dtype = storage_dtype(self.precision)
-        self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last)
+        self.model = model.to(self.device, dtype)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimizer = torch.optim.SGD(
             _decay_groups(self.model, recipe.weight_decay), lr=recipe.lr, momentum=recipe.momentum,
             nesterov=recipe.nesterov, fused=True,
@@ -367,8 +370,8 @@ class Training:
             step = first + int(wrong.int().argmax())
             kept = f"the checkpoint after epoch {self.epochs_done} is kept" if self.rows else "no epoch was finished"
             raise TrainingError(
-                f"the loss became {float(losses[step])} in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:g}; "
-                f"{kept}; try a lower --lr"
+                f"the loss became {float(losses[step])} in epoch {epoch + 1}, step {step + 1}, "
+                f"at learning rate {lr:g}; {kept}; try a lower --lr"
             )
         return last
 

@@ -156,7 +156,9 @@ class Classifier(nn.Module):
         return features, self.network.head(features)
 
 
-def build(name: str, *, image_shape: tuple[int, int, int], num_classes: int, dropout: float) -> MiniGoogLeNet | SmallNet:
+def build(
+    name: str, *, image_shape: tuple[int, int, int], num_classes: int, dropout: float
+) -> MiniGoogLeNet | SmallNet:
     """The network called `name`, with fresh weights from PyTorch's global generator.
 
     Raises:
@@ -166,6 +168,8 @@ def build(name: str, *, image_shape: tuple[int, int, int], num_classes: int, dro
     kind = MODELS[name]
     height, width, channels = image_shape
     if min(height, width) < kind.smallest:
-        rule = f"suit the images; {name} needs at least {kind.smallest}x{kind.smallest} (--image-size, or another --model)"
+        rule = (
+            f"suit the images; {name} needs at least {kind.smallest}x{kind.smallest} (--image-size, or another --model)"
+        )
         raise _checks.error("model", rule, f"{name} for images of {height}x{width}")
     return kind(num_classes, channels, dropout)

@@ -19,7 +19,9 @@ _IMAGE_NAMES = ("image", "img", "images", "picture", "pixels", "file", "path", "
 _LABEL_NAMES = ("label", "labels", "class", "target", "y", "fine_label", "category")
 
 
-def read(path: Path, image_size: int | None, progress: Callable[[int, int], None], note: Callable[[str], None]) -> tuple[Decoded, str]:
+def read(
+    path: Path, image_size: int | None, progress: Callable[[int, int], None], note: Callable[[str], None]
+) -> tuple[Decoded, str]:
     """Images and labels of a parquet file, from the cache where they were decoded before, and the file's SHA-256.
 
     Raises:
@@ -82,7 +84,9 @@ def _columns(schema: pa.Schema, path: Path) -> tuple[str, str]:
     images += [field.name for field in schema if holds_text(field) and field.name.lower() in _IMAGE_NAMES]
     images.sort(key=lambda name: _rank(name, _IMAGE_NAMES))
     if not images:
-        raise DataError(f"{path} has no column of images (bytes, a struct of bytes and path, or paths); its columns: {listed}")
+        raise DataError(
+            f"{path} has no column of images (bytes, a struct of bytes and path, or paths); its columns: {listed}"
+        )
     labels = [field.name for field in schema if field.name.lower() in _LABEL_NAMES]
     labels.sort(key=lambda name: _rank(name, _LABEL_NAMES))
     if not labels:

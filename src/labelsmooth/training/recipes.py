@@ -93,7 +93,9 @@ class Recipe:
             ValueError: there are fewer examples than a batch, and the incomplete batch is dropped.
         """
         if self.drop_last and examples < self.batch_size:
-            raise _checks.error("batch_size", f"be at most the number of training examples, {examples}", self.batch_size)
+            raise _checks.error(
+                "batch_size", f"be at most the number of training examples, {examples}", self.batch_size
+            )
         return examples // self.batch_size if self.drop_last else -(-examples // self.batch_size)
 
     def changed(self, **changes: Any) -> Recipe:
@@ -118,7 +120,7 @@ RECIPES = {recipe.name: recipe for recipe in (CLASSIC, DIGITS)}
 
 
 def choose(name: str | None, image_shape: tuple[int, int, int]) -> Recipe:
-    """The recipe called `name`; where it is None, `digits` for images smaller than 16 pixels and `classic` for others."""
+    """The recipe called `name`; if None, `digits` for images smaller than 16 pixels and `classic` for others."""
     if name is None:
         return DIGITS if min(image_shape[:2]) < 16 else CLASSIC
     _checks.one_of(name, "recipe", tuple(RECIPES))

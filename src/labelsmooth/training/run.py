@@ -9,7 +9,7 @@ import os
 import platform
 import re
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class RunFolder:
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer: csv.DictWriter[str] = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
         _files.write_text(self.path / "metrics.csv", buffer.getvalue())
@@ -145,13 +145,16 @@ class RunFolder:
         """
         try:
             with (self.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
-                rows = [{key: None if text == "" else float(text) for key, text in row.items()} for row in csv.DictReader(file)]
+                rows = [
+                    {key: None if text == "" else float(text) for key, text in row.items()}
+                    for row in csv.DictReader(file)
+                ]
         except (OSError, TypeError, ValueError) as error:
             raise DataError(f"{self.path / 'metrics.csv'} is missing or damaged ({error})") from None
         return [row | {"epoch": int(row["epoch"] or 0)} for row in rows]
 
     def log(self, line: str) -> None:
-        stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
         with (self.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{stamp} {line}\n")
 
