@@ -1,0 +1,55 @@
+"""Training MiniGoogLeNet at batch 64: our classic recipe beside the classic Keras/TensorFlow script, taking turns."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+
+from benchmarks._machine import header, spread
+from labelsmooth.training import CLASSIC, Reporter
+from labelsmooth.training.data import ImageData, Split
+from labelsmooth.training.loop import Training
+from labelsmooth.training.run import Settings
+
+ROUNDS, STEPS = 5, 20
+CLASSES = tuple("0123456789")
+
+
+def ours(precision: str) -> Training:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64 * STEPS, 32, 32, 3), np.uint8)
+    split = Split(images, rng.integers(0, 10, len(images)), np.arange(len(images)))
+    data = ImageData("random", "random", "", CLASSES, split, split.take(np.arange(0)), split)
+    training = Training(Settings("random", CLASSIC.changed(precision=precision), 0.0, 0, None, "cpu", False), data)
+    assert training.parameters == 1_652_826
+    training.train_epoch(0, Reporter())
+    return training
+
+
+def keras_chunk() -> float:
+    """Images/s of one warm chunk of the script, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.keras_script", "1", str(STEPS)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(output.split()[-1])
+
+
+def main() -> None:
+    header(f"MiniGoogLeNet, 32x32, batch 64, {STEPS} steps a chunk, images/s", "tensorflow-cpu", "keras")
+    runs = {precision: ours(precision) for precision in ("auto", "float32")}
+    rates: dict[str, list[float]] = {**{name: [] for name in runs}, "keras": []}
+    for epoch in range(1, ROUNDS + 1):
+        for name, training in runs.items():
+            rates[name].append(training.train_epoch(epoch, Reporter())["images_per_second"])
+        rates["keras"].append(keras_chunk())
+    print(f"labelsmooth, {runs['auto'].precision_reason}: {spread(rates['auto'])}")
+    print(f"labelsmooth, float32: {spread(rates['float32'])}")
+    print(f"Keras/TensorFlow script: {spread(rates['keras'])}")
+    for name in runs:
+        ratios = [a / b for a, b in zip(rates[name], rates["keras"], strict=True)]
+        print(f"ratio {name}: {spread(ratios)}, budget 3")
+
+
+if __name__ == "__main__":
+    main()
