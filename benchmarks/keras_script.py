@@ -1,4 +1,4 @@
-"""The classic script, as it is published, on TensorFlow: the peer of bench_train. Prints images/s of each of its chunks.
+"""The classic script, as it is published, on TensorFlow: the peer of bench_train. Prints images/s of each chunk.
 
 MiniGoogLeNet in Keras, ImageDataGenerator for shift and flip, labels smoothed beforehand, SGD with momentum. The data
 are random pixels of CIFAR-10's size: the speed does not depend on them.
@@ -58,7 +58,9 @@ def main(chunks: int, steps: int) -> None:
     )
     model = minigooglenet()
     assert model.count_params() == 1_656_250
-    model.compile(optimizer=keras.optimizers.SGD(5e-3, momentum=0.9), loss="categorical_crossentropy", metrics=["accuracy"])
+    model.compile(
+        optimizer=keras.optimizers.SGD(5e-3, momentum=0.9), loss="categorical_crossentropy", metrics=["accuracy"]
+    )
     model.fit(augmentation.flow(images, labels, batch_size=BATCH), epochs=1, verbose=0)
     for _ in range(chunks):
         start = time.perf_counter()

@@ -105,7 +105,14 @@ def test_under_jit_vmap_compile_and_graph(tf, array, options):
             assert np.array_equal(np.asarray(result), expected), name
 
 
-def test_gradients_flow_through_soft_targets():
+def test_gradients_flow_through_soft_targets(tf):
+    variable = tf.Variable(tf.fill((2, 4), 0.25))
+    prior = tf.Variable(tf.fill((4,), 0.25))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(ls.smooth_labels(variable, 0.2, prior=prior) * tf.range(4, dtype=tf.float32))
+    gradients = tape.gradient(total, [variable, prior])
+    np.testing.assert_allclose(gradients[0], np.tile([0, 0.8, 1.6, 2.4], (2, 1)), rtol=1e-6)
+    np.testing.assert_allclose(gradients[1], 2 * 0.2 * np.arange(4), rtol=1e-6)
     q = torch.full((2, 4), 0.25, requires_grad=True)
     ls.smooth_labels(q, 0.2).sum().backward()
     assert torch.allclose(q.grad, torch.full((2, 4), 0.8))
@@ -127,11 +134,59 @@ def test_shapes_are_checked_under_tracing():
         jax.jit(lambda x: ls.sample_labels(x, num_classes=3))(jnp.zeros(2, int))
 
 
+def test_the_dtype_of_the_result_is_a_float_under_tracing_too(tf):
+    soft = torch.tensor([[0.3, 0.7]], requires_grad=True)
+    for call in (
+        lambda: jax.jit(lambda x: ls.smooth_labels(x, num_classes=4, dtype=jnp.int32))(jnp.array([0, 2])),
+        lambda: tf.function(lambda x: ls.smooth_labels(x, num_classes=4, dtype="int32"))(tf.constant([0, 2])),
+        lambda: ls.smooth_labels(soft, 0.1, dtype=torch.int32),
+    ):
+        with pytest.raises(ValueError, match="dtype must be a float dtype; got int32"):
+            call()
+
+
+def test_narrow_and_boolean_ids_under_tracing(tf):
+    expected = ls.smooth_labels([1, 0], 0.1, num_classes=2)
+    for dtype in (np.int8, np.uint8, np.int16, bool):
+        ids = np.array([1, 0], dtype)
+        results = [
+            jax.jit(lambda x: ls.smooth_labels(x, 0.1, num_classes=2))(jnp.asarray(ids)),
+            tf.function(lambda x: ls.smooth_labels(x, 0.1, num_classes=2))(tf.constant(ids)),
+            torch.func.vmap(lambda x: ls.smooth_labels(x, 0.1, num_classes=2))(torch.as_tensor(ids)),
+        ]
+        for result in results:
+            assert np.array_equal(np.asarray(result), expected)
+
+
+def test_a_mask_that_leaves_no_mass_gives_no_nan_under_tracing():
+    smooth = jax.jit(lambda x, m: ls.smooth_labels(x, 0.1, prior=np.array([1.0, 0.0]), class_mask=m))
+    assert np.isfinite(smooth(jnp.array([[0.0, 1.0]]), jnp.array([False, True]))).all()
+
+
+def test_half_precision_targets_and_priors_keep_their_tolerance(framework):
+    make, _ = framework
+    half = ls.smooth_labels(make(LABELS), 0.1, num_classes=3, dtype="bfloat16")
+    expected = ls.smooth_labels(LABELS, 0.1, num_classes=3)
+    assert np.abs(np.asarray(ls.smooth_labels(half, 0.0, dtype="float32")) - expected).max() < 5e-3
+    assert np.isfinite(ls.losses.cross_entropy(np.zeros((2, 3, 3)), half, prior=half, label_smoothing=0.1))
+    assert ls.priors.class_frequency(half).sum() == pytest.approx(1)
+    assert ls.smooth_labels([0], 0.1, num_classes=3, prior=half[0, 0]).shape == (1, 3)
+
+
 def test_torch_out_is_written():
     labels = torch.tensor([2, 0])
     out = torch.zeros(2, 3)
     assert ls.smooth_labels(labels, 0.3, num_classes=3, out=out) is out
     assert torch.equal(out, ls.smooth_labels(labels, 0.3, num_classes=3))
+    wide = torch.zeros(2, 3, dtype=torch.float64)  # computed in the dtype of `out`
+    assert np.array_equal(
+        ls.smooth_labels(labels, 0.3, num_classes=3, out=wide),
+        ls.smooth_labels([2, 0], 0.3, num_classes=3, dtype=float),
+    )
+    with pytest.raises(ValueError, match="out must have a float dtype, float32 as dtype says; got float64"):
+        ls.smooth_labels(labels, num_classes=3, out=wide, dtype=torch.float32)
+    with pytest.raises(ValueError, match="out must be a Tensor; got <class 'numpy.ndarray'>"):
+        ls.smooth_labels(labels, num_classes=3, out=np.zeros((2, 3)))
     soft = torch.eye(3)
     assert ls.smooth_labels(soft, 0.3, out=soft) is soft
     assert torch.equal(soft, ls.smooth_labels(torch.eye(3), 0.3))

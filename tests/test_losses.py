@@ -148,6 +148,13 @@ def test_nothing_kept_is_zero(reduction):
     assert cross_entropy(np.ones((1, K)), [0], normalizer=0) == 0
 
 
+def test_what_does_not_count_may_be_anything():
+    z, prior = np.zeros((2, 3)), [[1 / 3] * 3, [np.inf] * 3]
+    loss = cross_entropy(z, [0, -100], prior=prior, label_smoothing=0.1)
+    assert loss == pytest.approx(np.log(3))
+    assert cross_entropy(z, [0, 1], weight=[1, 1, np.nan]) == pytest.approx(np.log(3))  # class 2 does not occur
+
+
 def test_axis_moves_the_classes(rng):
     z, labels = rng.normal(size=(2, K, 3)), rng.integers(0, K, (2, 3))
     rows = rng.dirichlet(np.ones(K), (2, 3))
@@ -185,7 +192,11 @@ def test_one_row_and_one_class():
         ([[0.0, 1]], [0], {"weight_mode": "row"}, r"weight_mode must be one of 'class', 'example'; got 'row'"),
         ([[0.0, 1]], [0], {"weight": [1, 2, 3]}, r"weight must have shape \(2,\); got \(3,\)"),
         ([[0.0, 1]], [0], {"normalizer": 2, "reduction": "sum"}, r"normalizer must be None unless reduction is 'mean'"),
-        ([[0.0, 1]], [0], {"normalizer": -1}, r"normalizer must be finite and not negative; got -1"),
+        ([[0.0, 1]], [0], {"normalizer": -1}, r"normalizer must be a number that is finite and not negative; got -1"),
+        ([[0.0, 1]], [0], {"normalizer": np.ones(2)}, r"normalizer must be a number .* got shape \(2,\)"),
+        ([[0.0, 1]], [[0.5, 0.5]], {"ignore_index": 0}, r"ignore_index must be negative where target is no class ids"),
+        ([[0.0j, 1]], [0], {}, r"logits must be real numbers; got dtype complex128"),
+        ([[0.0, 1]], [0], {"prior": ["a", "b"]}, r"prior must hold numbers; got dtype <U1"),
         ([[0.0, 1]], [0], {"mask": [1]}, r"mask must be boolean of shape \(1,\)"),
         ([[0.0, 1]], [0], {"class_mask": [False, True]}, r"class_mask must keep the true class"),
         ([[0.0, 1]], [0], {"prior": [1, 1]}, r"prior must be .* got a sum of 2"),

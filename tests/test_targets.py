@@ -42,6 +42,15 @@ def test_shapes_and_dtypes_follow_the_rule():
     assert ls.smooth_labels(np.eye(3, dtype=bool)).dtype == np.float32
     assert ls.smooth_labels([[True, False]]).tolist() == [[np.float32(0.95), np.float32(0.05)]]
     assert ls.smooth_labels([0, 0], 0.5, num_classes=1).tolist() == [[1.0], [1.0]]
+    assert ls.smooth_labels([], num_classes=3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"prior": [0.7, 0.3]}, {"class_prior": [[0.7, 0.3], [0.2, 0.8]]}])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint64])
+def test_ids_of_any_integer_dtype(dtype, options):
+    ids = np.array([[0, 1], [1, 0]])
+    expected = ls.smooth_labels(ids, 0.1, num_classes=2, **options)
+    assert np.array_equal(ls.smooth_labels(ids.astype(dtype), 0.1, num_classes=2, **options), expected)
 
 
 @pytest.mark.parametrize("given_as", ["ids", "one-hot", "float one-hot"])
@@ -129,6 +138,9 @@ def test_out_that_overlaps_labels_or_prior_still_gives_the_formula():
         (dict(labels=[[0.5, 0.5], [0.6, 0.5]]), r"labels must be .* sum to 1 .* got a sum of 1.1 in row 1"),
         (dict(labels=[[1.5, -0.5]]), r"labels must be non-negative .* got -0.5 at index 0, 1"),
         (dict(labels=[[np.nan, 1.0]]), r"labels must be non-negative .* got nan"),
+        (dict(labels=np.zeros((2, 0))), r"labels must have at least one class on their last axis; got shape \(2, 0\)"),
+        (dict(labels=[1], num_classes=2, prior=["a", "b"]), r"prior must hold numbers; got dtype <U1"),
+        (dict(labels=[1], num_classes=2, prior=[0.5j, 0.5]), r"prior must hold numbers; got dtype complex128"),
         (dict(labels=[1], num_classes=0), r"num_classes must be a whole number of at least 1; got 0"),
         (dict(labels=[1], num_classes=2.5), r"num_classes must be a whole number"),
         (dict(labels=[1], num_classes=3, prior=[0.5, 0.5]), r"prior must have shape \(3,\) or \(1, 3\); got \(2,\)"),

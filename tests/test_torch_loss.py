@@ -406,6 +406,25 @@ def test_integer_targets_of_any_dtype_and_one_hot_rows():
     torch.testing.assert_close(cross_entropy(input, F.one_hot(labels, 5), label_smoothing=0.1), expected)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "ignore_index"), [(torch.uint8, -100), (torch.int8, 300), (torch.int32, 2**33 + 1), (torch.uint16, 2)]
+)
+def test_ignore_index_never_wraps_around_in_a_narrow_dtype(dtype, ignore_index):
+    input, labels = torch.randn(3, 200), torch.tensor([156, 2, 44]) % (128 if dtype == torch.int8 else 200)
+    rows = cross_entropy(input, labels.to(dtype), ignore_index=ignore_index, reduction="none")
+    torch.testing.assert_close(rows, F.cross_entropy(input, labels, ignore_index=ignore_index, reduction="none"))
+
+
+def test_priors_of_numpy_are_taken():
+    input, labels, _, _ = case((4, 5))
+    prior = np.array([0.1, 0.2, 0.3, 0.2, 0.2])
+    expected = cross_entropy(input, labels, label_smoothing=0.1, prior=torch.tensor(prior))
+    assert torch.equal(cross_entropy(input, labels, label_smoothing=0.1, prior=prior), expected)
+    assert torch.equal(CrossEntropyLoss(label_smoothing=0.1, prior=prior)(input, labels), expected)
+    mask = np.array([True, False, True, True])
+    assert torch.equal(cross_entropy(input, labels, mask=mask), cross_entropy(input, labels, mask=torch.tensor(mask)))
+
+
 # Transformations.
 
 
@@ -448,6 +467,15 @@ def test_compile_in_one_graph(options, soft):
         torch.testing.assert_close(mine, other)
 
 
+def test_compile_with_a_normalizer_that_changes():
+    input, labels, _, _ = case((4, 5))
+    compiled = torch.compile(lambda z, y, n: cross_entropy(z, y, normalizer=n), fullgraph=True, backend="eager")
+    for normalizer in (8.0, 9.0, 11.0, 12):
+        torch.testing.assert_close(
+            compiled(input, labels, normalizer), cross_entropy(input, labels, normalizer=normalizer)
+        )
+
+
 def test_compile_with_inductor():
     input, labels, _, _ = case((4, 5))
     compiled = torch.compile(CrossEntropyLoss(label_smoothing=0.1), fullgraph=True)
@@ -464,6 +492,14 @@ def test_autocast_gives_a_float32_loss_and_gradient_in_the_logits_dtype():
     loss.backward()
     assert layer.weight.grad.dtype == torch.float32
     torch.testing.assert_close(loss, cross_entropy(logits.float(), labels, label_smoothing=0.1))
+
+
+def test_autocast_leaves_a_class_prior_in_full_precision():
+    input, _, soft, _ = case((8, 50))
+    table = torch.softmax(torch.randn(50, 50) * 3, 1)
+    plain = cross_entropy(input, soft, label_smoothing=0.3, class_prior=table)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cross_entropy(input, soft, label_smoothing=0.3, class_prior=table), plain)
 
 
 # Errors.
@@ -518,7 +554,14 @@ Z, Y = torch.zeros(2, 3), torch.tensor([0, 2])
         (Z, torch.full((2, 3), 1 / 3), {"class_mask": torch.tensor([True, True, False])}, r"class_mask must keep the true class"),
         (Z, Y, {"class_mask": torch.tensor([True, False, True]), "prior": torch.tensor([0.0, 1.0, 0.0])}, r"class_mask must keep a class that the prior"),
         (Z, Y, {"normalizer": 3, "reduction": "sum"}, r"normalizer must be None unless reduction is 'mean'"),
-        (Z, Y, {"normalizer": float("nan")}, r"normalizer must be finite and not negative; got nan"),
+        (Z, Y, {"normalizer": float("nan")}, r"normalizer must be a number that is finite and not negative; got nan"),
+        (Z, Y, {"normalizer": torch.tensor(-1.0)}, r"normalizer must be a number that is finite and not negative; got -1"),
+        (Z, Y, {"normalizer": torch.ones(1)}, r"normalizer must be a number .* got shape \(1,\)"),
+        (Z, Y, {"normalizer": np.float32(-1)}, r"normalizer must be a number .* got -1"),
+        (Z, Y, {"ignore_index": None}, r"ignore_index must be a whole number; got None"),
+        (Z, Y, {"weight": object()}, r"weight must be a tensor, or an array of numbers"),
+        (Z, Y, {"prior": torch.full((3,), 0.2, dtype=torch.bfloat16)}, r"prior must be non-negative and sum to 1"),
+        (torch.tensor([[-INF] * 3, [0.0, 1, 2]]), Y, {"weight": torch.tensor([0.0, 1, 1])}, r"input must have a finite value"),
         (Z, torch.full((2, 3), 1 / 3), {"ignore_index": 0}, r"ignore_index must be negative where target is no class ids"),
     ],
 )  # fmt: skip

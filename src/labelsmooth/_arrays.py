@@ -15,6 +15,8 @@ from labelsmooth import _checks
 
 
 class _Torch:
+    writes = True  # takes `out`
+
     @staticmethod
     def to_host(x: Any) -> np.ndarray | None:
         from labelsmooth.torch._values import at_hand
@@ -40,7 +42,7 @@ class _Torch:
     @staticmethod
     def one_hot(ids: Any, count: int, dtype: Any) -> Any:
         torch = sys.modules["torch"]
-        return (ids.unsqueeze(-1) == torch.arange(count, device=ids.device)).to(dtype)
+        return (ids.long().unsqueeze(-1) == torch.arange(count, device=ids.device)).to(dtype)
 
     @staticmethod
     def argmax(x: Any) -> Any:
@@ -48,7 +50,9 @@ class _Torch:
 
     @staticmethod
     def dot(q: Any, table: Any) -> Any:
-        return sys.modules["torch"].tensordot(q, table, dims=1)
+        torch = sys.modules["torch"]
+        with torch.autocast(q.device.type, enabled=False):  # it would multiply in half precision
+            return torch.tensordot(q, table, dims=1)
 
     @staticmethod
     def total(x: Any) -> Any:
@@ -60,6 +64,8 @@ class _Torch:
 
 
 class _Jax:
+    writes = False
+
     @staticmethod
     def to_host(x: Any) -> np.ndarray | None:
         jax = sys.modules["jax"]
@@ -83,7 +89,7 @@ class _Jax:
 
     @staticmethod
     def one_hot(ids: Any, count: int, dtype: Any) -> Any:
-        return sys.modules["jax"].nn.one_hot(ids, count, dtype=dtype)
+        return sys.modules["jax"].nn.one_hot(ids.astype(int), count, dtype=dtype)
 
     @staticmethod
     def argmax(x: Any) -> Any:
@@ -103,10 +109,14 @@ class _Jax:
 
 
 class _TensorFlow:
+    writes = False
+
     @staticmethod
     def to_host(x: Any) -> np.ndarray | None:
         tf = sys.modules["tensorflow"]
         if not tf.executing_eagerly() or "GPU" in (x.device or ""):
+            return None
+        if x.dtype.is_floating and _tape_records():
             return None
         value = x.numpy()
         return value.astype(np.float32) if value.dtype.name == "bfloat16" else value
@@ -128,7 +138,8 @@ class _TensorFlow:
 
     @staticmethod
     def one_hot(ids: Any, count: int, dtype: Any) -> Any:
-        return sys.modules["tensorflow"].one_hot(ids, count, dtype=dtype)
+        tf = sys.modules["tensorflow"]
+        return tf.one_hot(tf.cast(ids, tf.int64), count, dtype=dtype)
 
     @staticmethod
     def argmax(x: Any) -> Any:
@@ -148,6 +159,13 @@ class _TensorFlow:
         return sys.modules["tensorflow"].where(condition, yes, no)
 
 
+def _tape_records() -> bool:
+    """True where a tf.GradientTape may be recording, which a tensor does not tell of itself."""
+    from tensorflow.python.eager import record  # pyright: ignore
+
+    return record.could_possibly_record()
+
+
 def adapter(x: Any) -> Any:
     """The adapter for an array of another framework; None for NumPy's arrays and all that NumPy can read."""
     if x is None or isinstance(x, (np.ndarray, list)):
@@ -162,6 +180,12 @@ def adapter(x: Any) -> Any:
     if tf is not None and (isinstance(x, tf.Variable) or tf.is_tensor(x)):
         return _TensorFlow
     return None
+
+
+def at_hand(*arrays: Any) -> bool:
+    """True where the values of all can be read at once: on the CPU, not traced, needing no gradient."""
+    frameworks = [adapter(x) for x in arrays]
+    return all(f is None or f.to_host(x) is not None for f, x in zip(frameworks, arrays, strict=True))
 
 
 def to_host(x: Any, name: str) -> np.ndarray:

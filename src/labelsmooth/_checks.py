@@ -41,7 +41,7 @@ def smoothing(value: Any, name: str = "smoothing") -> float:
 def class_count(value: Any, name: str = "num_classes", least: int = 1) -> int:
     rule = f"be a whole number of at least {least}"
     count = number(value, name, rule)
-    if not (math.isfinite(count) and count == int(count) and count >= least):
+    if not (least <= count < math.inf and count == int(count)):
         raise error(name, rule, value)
     return int(count)
 
@@ -51,16 +51,20 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> None:
         raise error(name, f"be one of {', '.join(map(repr, choices))}", repr(value))
 
 
-def normalizer(value: Any, reduction: str) -> None:
-    """A `normalizer` belongs to ``reduction="mean"``, and as a Python number it is finite and not negative."""
+def normalizer(value: Any, reduction: str, *, at_hand: bool = True) -> None:
+    """A `normalizer` belongs to ``reduction="mean"``; it is a scalar, finite and not negative where it is `at_hand`."""
     if value is None:
         return
     if reduction != "mean":
         raise error("normalizer", "be None unless reduction is 'mean'", f"reduction={reduction!r}")
-    if isinstance(value, (str, bytes, bool)):
-        raise error("normalizer", "be a number", repr(value))
-    if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
-        raise error("normalizer", "be finite and not negative", value)
+    rule = "be a number that is finite and not negative"
+    if tuple(getattr(value, "shape", ())) != ():
+        raise error("normalizer", rule, f"shape {tuple(value.shape)}")
+    if (
+        at_hand
+        and not 0 <= (value if isinstance(value, (int, float)) else number(value, "normalizer", rule)) < math.inf
+    ):
+        raise error("normalizer", rule, value)
 
 
 def one_prior(prior: object, class_prior: object) -> None:

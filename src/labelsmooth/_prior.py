@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from labelsmooth import _checks
+from labelsmooth import _arrays, _checks
 
 _CHUNK = 1 << 18  # elements that are worked on at once in float64, so that they stay in cache
 
@@ -96,38 +96,59 @@ class Prior:
         return replace(self, base=self.base.copy()) if np.may_share_memory(self.base, out) else self
 
 
-def resolve(prior: Any, class_prior: Any, class_mask: Any, rows: Rows, keep: np.ndarray | None = None) -> Prior:
-    """Check the priors and `class_mask` against the labels.
+def resolve(
+    prior: Any,
+    class_prior: Any,
+    class_mask: Any,
+    rows: Rows,
+    keep: np.ndarray | None = None,
+    layout: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Prior:
+    """Check the priors and `class_mask`, arrays of any framework, against the labels.
 
-    `keep`, bool of shape `rows.lead`: the rows whose values count; the other rows may hold anything.
+    `keep`, bool of shape `rows.lead`: the rows whose values count; the other rows may hold anything. `layout` puts the
+    classes of what has a row per example on the last axis.
     """
     _checks.one_prior(prior, class_prior)
     count, lead = rows.count, rows.lead
     kept = np.ones(rows.number, bool) if keep is None else keep.reshape(-1)
 
-    def check_rows(x: Any, name: str) -> np.ndarray:
-        array = np.asarray(x)
+    def read(x: Any, name: str, kinds: str, rule: str) -> np.ndarray:
+        array = _arrays.to_host(x, name)
+        if array.dtype.kind not in kinds and not _checks.is_float(array.dtype):
+            raise _checks.error(name, rule, f"dtype {array.dtype}")
+        return array
+
+    def by_row(array: np.ndarray, name: str) -> np.ndarray:
+        """`array` as ``[K]``, or ``[n, K]`` with 0 in the rows that are not kept."""
+        array = layout(array)
         if array.shape != (count,) and array.shape != (*lead, count):
             raise _checks.error(name, f"have shape {(count,)} or {(*lead, count)}", array.shape)
-        return array if array.ndim == 1 else array.reshape(-1, count)
+        if array.ndim == 1:
+            return array
+        array = array.reshape(-1, count)
+        return array if kept.all() else np.where(kept[:, None], array, 0)
 
+    base = np.ones(count)
     if prior is not None:
-        base = check_rows(prior, "prior")
-        _checks.distribution(base if base.ndim == 1 else base[kept], "prior", _checks.tolerance(base.dtype))
+        base = by_row(read(prior, "prior", "biu", "hold numbers"), "prior")
+        live = base if base.ndim == 1 else base[kept]
+        _checks.distribution(live, "prior", _checks.tolerance(_arrays.kind(prior)))
     elif class_prior is not None:
-        base = np.asarray(class_prior)
+        base = read(class_prior, "class_prior", "biu", "hold numbers")
         if base.shape != (count, count):
             raise _checks.error("class_prior", f"have shape {(count, count)}", base.shape)
-        _checks.distribution(base, "class_prior", _checks.tolerance(base.dtype))
-    else:
-        base = np.ones(count)
-    mask = None if class_mask is None else check_rows(class_mask, "class_mask")
+        _checks.distribution(base, "class_prior", _checks.tolerance(_arrays.kind(class_prior)))
+    mask = None
+    if class_mask is not None:
+        mask = _arrays.to_host(class_mask, "class_mask")
+        if mask.dtype != np.bool_:
+            raise _checks.error("class_mask", "be boolean", f"dtype {mask.dtype}")
+        mask = by_row(mask, "class_mask")
     u = Prior(base.astype(np.float64, copy=False), mask, class_prior is not None, prior is None and class_prior is None)
     if mask is None:
         return u
 
-    if mask.dtype != np.bool_:
-        raise _checks.error("class_mask", "be boolean", f"dtype {mask.dtype}")
     mass, total = np.zeros(len(kept)), np.zeros(len(kept))
     for part in chunks(len(kept), count):
         dense = rows.dense(part)

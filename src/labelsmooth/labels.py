@@ -17,9 +17,11 @@ def parse(labels: Any, num_classes: Any = None) -> _prior.Rows:
     Raises:
         ValueError: neither; ids out of range; rows that are not one-hot, or no distribution.
     """
-    array = np.asarray(labels)
+    array = _arrays.to_host(labels, "labels")
     count = None if num_classes is None else _checks.class_count(num_classes)
-    if array.dtype.kind in "biu":
+    if array.dtype.kind == "b" or (isinstance(labels, (list, tuple)) and array.size == 0 and count is not None):
+        array = array.astype(np.uint8)
+    if array.dtype.kind in "iu":
         if count is None:
             return _prior.Rows.of_ids(_ids_of_one_hot(array), array.shape[-1])
         _checks.label_range(array, count)
@@ -31,7 +33,9 @@ def parse(labels: Any, num_classes: Any = None) -> _prior.Rows:
         rule = "have the classes on their last axis where they are floats (class ids are integers)"
         given = "" if count is None else f" with num_classes={count}"
         raise _checks.error("labels", rule, f"shape {array.shape}{given}")
-    _checks.distribution(array, "labels", _checks.tolerance(array.dtype))
+    if array.shape[-1] == 0:
+        raise _checks.error("labels", "have at least one class on their last axis", f"shape {array.shape}")
+    _checks.distribution(array, "labels", _checks.tolerance(_arrays.kind(labels)))
     return _prior.Rows.of_targets(array)
 
 
@@ -72,7 +76,8 @@ def sample_labels(
         rng: a NumPy generator, or a seed.
 
     Returns:
-        Class ids of shape ``[...]``, of the same kind as `labels`; in their dtype where they are class ids, else int64.
+        Class ids of shape ``[...]``, of the same kind as `labels`; in their dtype where they are class ids
+        and it can hold K-1, else int64.
 
     Raises:
         ValueError: as `smooth_labels`.
@@ -85,8 +90,7 @@ def sample_labels(
         >>> ls.sample_labels([3, 3, 3, 3, 3, 3], 0.9, num_classes=4, rng=0)
         array([2, 2, 2, 3, 3, 3])
     """
-    host = _arrays.to_host(labels, "labels")
-    rows = parse(host, num_classes)
+    rows = parse(labels, num_classes)
     u = _prior.resolve(prior, class_prior, class_mask, rows)
     epsilon = _checks.smoothing(smoothing)
     noise, replacement, own = np.random.default_rng(rng).random((3, rows.number))
@@ -97,7 +101,9 @@ def sample_labels(
         from_u = _invert(np.broadcast_to(u.rows(part, q, 1.0), q.shape), replacement[part])
         from_q = _invert(q, own[part]) if rows.ids is None else rows.ids.reshape(-1)[part]
         drawn[part] = np.where(noise[part] < epsilon, from_u, from_q)
-    dtype = host.dtype if rows.ids is not None and num_classes is not None else np.int64
+    dtype = np.dtype(np.int64)
+    if rows.ids is not None and num_classes is not None and np.iinfo(rows.ids.dtype).max >= rows.count - 1:
+        dtype = rows.ids.dtype
     return _arrays.from_host(drawn.reshape(rows.lead).astype(dtype), labels)
 
 

@@ -115,17 +115,18 @@ def cross_entropy_and_grad(
     if raw.ndim == 0 or not -raw.ndim <= axis < raw.ndim:
         raise _checks.error("axis", "be an axis of logits", f"{axis} for shape {raw.shape}")
 
-    def classes_last(x: Any, name: str) -> np.ndarray:
-        array = _arrays.to_host(x, name)
-        return np.moveaxis(array, axis, -1) if array.ndim == raw.ndim and array.shape == raw.shape else array
+    def classes_last(array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, axis, -1) if array.shape == raw.shape else array
 
-    z = classes_last(raw, "logits").astype(np.float64)
+    if raw.dtype.kind not in "iu" and not _checks.is_float(raw.dtype):
+        raise _checks.error("logits", "be real numbers", f"dtype {raw.dtype}")
+    z = classes_last(raw).astype(np.float64)
     lead, count = z.shape[:-1], z.shape[-1]
     if count == 0:
         raise _checks.error("logits", "have at least one class", raw.shape)
 
     # Which rows are kept, and their targets q and priors u; the other rows may hold anything.
-    given = classes_last(target, "target")
+    given = classes_last(_arrays.to_host(target, "target"))
     keep = np.ones(lead, bool)
     if mask is not None:
         keep = _arrays.to_host(mask, "mask")
@@ -137,17 +138,13 @@ def cross_entropy_and_grad(
         _checks.label_range(np.where(keep, given, 0), count, "target")
     elif given.shape == z.shape and (given.dtype.kind in "biu" or _checks.is_float(given.dtype)):
         rows = _prior.Rows.of_targets(np.where(keep[..., None], given, 0))
-        _checks.distribution(given[keep], "target", _checks.tolerance(given.dtype))
+        if ignore_index >= 0:
+            raise _checks.error("ignore_index", "be negative where target is no class ids (use mask)", ignore_index)
+        _checks.distribution(given[keep], "target", _checks.tolerance(_arrays.kind(target)))
     else:
         rule = f"be class ids of shape {lead} or targets laid out like the logits"
         raise _checks.error("target", rule, f"{given.dtype} of shape {given.shape}")
-    u = _prior.resolve(
-        None if prior is None else classes_last(prior, "prior"),
-        None if class_prior is None else _arrays.to_host(class_prior, "class_prior"),
-        None if class_mask is None else classes_last(class_mask, "class_mask"),
-        rows,
-        keep,
-    )
+    u = _prior.resolve(prior, class_prior, class_mask, rows, keep, classes_last)
 
     kept, everything = keep.reshape(-1), slice(None)
     q = rows.dense(everything)
@@ -170,8 +167,12 @@ def cross_entropy_and_grad(
         w = _arrays.to_host(weight, "weight").astype(np.float64)
         if w.shape != (count,):
             raise _checks.error("weight", f"have shape {(count,)}", w.shape)
-    row_weight = q @ w if weight is not None else np.ones(len(q))
-    coefficients = smoothed * w if weight_mode == "class" else smoothed * row_weight[:, None]
+    # For labels the weight is picked, not multiplied: that of a class which does not occur may be anything.
+    row_weight = (
+        w[rows.ids.reshape(-1)[kept]] if rows.ids is not None else q @ w if weight is not None else np.ones(len(q))
+    )
+    scale = w if weight_mode == "class" else row_weight[:, None]
+    coefficients = np.where(smoothed == 0, 0.0, smoothed * scale)
 
     losses = np.zeros(kept.size)
     losses[kept] = -np.where(coefficients == 0, 0.0, coefficients * np.where(coefficients == 0, 0.0, log_p)).sum(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from labelsmooth import _arrays, _checks
+from labelsmooth import _checks
 from labelsmooth.labels import parse
 
 
@@ -56,7 +56,7 @@ def class_frequency(labels: Any, num_classes: int | None = None, *, pseudo_count
         >>> ls.priors.class_frequency([0, 0, 0, 1], 2)
         array([0.75, 0.25])
     """
-    rows = parse(_arrays.to_host(labels, "labels"), num_classes)
+    rows = parse(labels, num_classes)
     extra = _checks.number(pseudo_count, "pseudo_count", "be a number of at least 0")
     if not 0.0 <= extra < np.inf:
         raise _checks.error("pseudo_count", "be a number of at least 0", pseudo_count)

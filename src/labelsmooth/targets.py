@@ -62,15 +62,12 @@ def smooth_labels(
     if framework is None:
         return _smooth(labels, epsilon, num_classes, prior, class_prior, class_mask, dtype, out)
 
-    if framework is not _arrays._Torch and out is not None:
-        raise _checks.error("out", "be None for arrays that cannot be written to", repr(type(out)))
-    kind = _arrays.dtype_name(dtype if dtype is not None else "float32" if _arrays.is_integer(labels) else labels)
-    host = framework.to_host(labels)
-    constants = None if host is None else _host_constants(prior, class_prior, class_mask)
-    if constants is not None:
-        prior, class_prior, class_mask = constants
+    kind = _float_kind(dtype, "float32" if _arrays.is_integer(labels) else _arrays.dtype_name(labels))
+    if out is not None:
+        kind = _output_kind(framework, out, labels, kind if dtype is not None else None)
+    if _arrays.at_hand(labels) and _arrays.at_hand(prior, class_prior, class_mask):
         work = "float32" if kind == "bfloat16" else kind
-        smoothed = _smooth(host, epsilon, num_classes, prior, class_prior, class_mask, work, None)
+        smoothed = _smooth(labels, epsilon, num_classes, prior, class_prior, class_mask, work, None)
         result = framework.from_host(smoothed, labels, framework.dtype(kind))
     else:
         result = _smooth_native(framework, labels, epsilon, num_classes, prior, class_prior, class_mask, kind)
@@ -78,9 +75,31 @@ def smooth_labels(
         return result
     if tuple(out.shape) != tuple(result.shape):
         raise _checks.error("out", f"have shape {tuple(result.shape)}", tuple(out.shape))
-    if not out.is_floating_point():
-        raise _checks.error("out", "have a float dtype", out.dtype)
     return out.copy_(result)
+
+
+def _float_kind(dtype: Any, default: str) -> str:
+    """The name of a float dtype; `default` where it is None."""
+    if dtype is None:
+        return default
+    try:
+        kind = _arrays.dtype_name(dtype)
+    except TypeError:
+        raise _checks.error("dtype", "be a float dtype", dtype) from None
+    if not kind.startswith(("float", "bfloat")):
+        raise _checks.error("dtype", "be a float dtype", kind)
+    return kind
+
+
+def _output_kind(framework: Any, out: Any, labels: Any, asked: str | None) -> str:
+    """The dtype's name of an `out` of another framework."""
+    if not framework.writes or type(out) is not type(labels):
+        kind = type(labels).__name__ if framework.writes else "None for arrays that cannot be written to"
+        raise _checks.error("out", f"be a {kind}" if framework.writes else f"be {kind}", repr(type(out)))
+    kind = _arrays.dtype_name(out)
+    if not kind.startswith(("float", "bfloat")) or (asked is not None and kind != asked):
+        raise _checks.error("out", "have a float dtype" + ("" if asked is None else f", {asked} as dtype says"), kind)
+    return kind
 
 
 def one_hot(labels: Any, num_classes: int, *, dtype: Any = None) -> Any:
@@ -155,13 +174,7 @@ def _smooth(
 
 
 def _output(out: Any, shape: tuple[int, ...], dtype: Any, default: np.dtype) -> np.ndarray:
-    if dtype is not None:
-        try:
-            default = np.dtype(_arrays.dtype_name(dtype))
-        except TypeError:
-            raise _checks.error("dtype", "be a float dtype", dtype) from None
-        if not _checks.is_float(default):
-            raise _checks.error("dtype", "be a float dtype", default)
+    default = np.dtype(_float_kind(dtype, default.name) if default.name != "bfloat16" or dtype is not None else default)
     if out is None:
         return np.empty(shape, default)
     if not isinstance(out, np.ndarray):
@@ -230,7 +243,8 @@ def _smooth_native(
         u = framework.dot(q, framework.asarray(class_prior, labels, dtype))
     if class_mask is not None:
         u = u * framework.asarray(class_mask, labels, dtype)
-        u = u / framework.total(u)
+        total = framework.total(u)
+        u = u / framework.where(total == 0, framework.asarray(np.float64(1), labels, dtype), total)
     return (1.0 - epsilon) * q + epsilon * u
 
 

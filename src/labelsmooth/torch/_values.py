@@ -14,7 +14,7 @@ def at_hand(*tensors: torch.Tensor | None, allow_device: bool = False) -> bool:
     """
     if torch.compiler.is_compiling() or peek_interpreter_stack() is not None:
         return False
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:  # pyright: ignore
         return False
     return all(
         type(x) in (torch.Tensor, torch.nn.Parameter)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn._reduction import legacy_get_string
@@ -46,7 +48,7 @@ def cross_entropy(
         reduce: deprecated, as in PyTorch; use `reduction`.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the row weights Σ_k w_k q_k of the kept rows.
         label_smoothing: ε, in [0, 1).
-        prior: u, shape ``[K]``, or laid out like `input`; uniform if None.
+        prior: u, shape ``[K]``, or laid out like `input`; uniform if None. NumPy's arrays are taken too.
         class_prior: ``[K, K]``, row y is the u of true class y (``q @ class_prior`` for soft targets).
         mask: bool, the shape of `input` without the class axis; True = kept. Rows that are not kept have loss 0 and
             gradient 0, whatever their logits, target and prior hold.
@@ -84,8 +86,19 @@ def cross_entropy(
     epsilon = _checks.smoothing(label_smoothing, "label_smoothing")
     _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
     _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
-    _checks.normalizer(normalizer, reduction)
     _checks.one_prior(prior, class_prior)
+    if not isinstance(ignore_index, int):
+        raise _checks.error("ignore_index", "be a whole number", repr(ignore_index))
+    weight, prior, class_prior, mask, class_mask = (
+        as_tensor(x, name, input.device)
+        for x, name in (
+            (weight, "weight"),
+            (prior, "prior"),
+            (class_prior, "class_prior"),
+            (mask, "mask"),
+            (class_mask, "class_mask"),
+        )
+    )
     _check_shapes(input, target, weight, prior, class_prior, mask, class_mask)
 
     dim = 0 if input.dim() == 1 else 1
@@ -94,9 +107,14 @@ def cross_entropy(
         raise _checks.error("ignore_index", "be negative where target is no class ids (use mask)", ignore_index)
     keep = mask
     if labelled:
+        target = target.long()  # in a narrow dtype ignore_index would wrap around
         keep = target != ignore_index if mask is None else mask & (target != ignore_index)
     looked_at = at_hand(input, target, weight, prior, class_prior, mask, class_mask, allow_device=bool(validate))
     checked = looked_at and validate is not False
+    number_at_hand = not isinstance(normalizer, Tensor) or (
+        checked and at_hand(normalizer, allow_device=bool(validate))
+    )
+    _checks.normalizer(normalizer, reduction, at_hand=number_at_hand)
     if looked_at and keep is not None and bool(keep.all()):
         keep = None
 
@@ -106,7 +124,7 @@ def cross_entropy(
     shape[dim] = -1
     if labelled:
         q = None
-        ids = (target if keep is None else target.masked_fill(~keep, 0)).long()
+        ids = target if keep is None else target.masked_fill(~keep, 0)
     else:
         q, ids = _emptied(target.to(dtype), keep, dim), None
     valid = class_mask if class_mask is None or class_mask.dim() > 1 else class_mask.view(shape)
@@ -125,6 +143,8 @@ def cross_entropy(
 
     logits = input if valid is None else input.masked_fill(~valid, -torch.inf)
     log_p = torch.log_softmax(_emptied(logits, keep, dim), dim, dtype=dtype)
+    if checked and bool(log_p.detach().select(dim, 0).isnan().any()):
+        _check_finite_rows(logits, keep, dim)
     w = None if weight is None else weight.to(dtype)
 
     # The two parts of the loss, and the weight ŵ of each row.
@@ -153,15 +173,13 @@ def cross_entropy(
     if keep is not None:
         loss = torch.where(keep, loss, 0)
 
-    if checked and bool(loss.detach().isnan().any()):
-        _check_finite_rows(logits, keep, dim)
     if reduction == "none":
         return loss
     total = loss.sum()
     if reduction == "sum":
         return total
     if normalizer is not None:
-        divisor = normalizer if isinstance(normalizer, Tensor) else total.new_full((), normalizer)
+        divisor = normalizer if isinstance(normalizer, Tensor) else total.new_full((), float(normalizer))
         divisor = divisor.to(total)
     elif row_weight is not None:
         divisor = (row_weight if keep is None else torch.where(keep, row_weight, 0)).sum()
@@ -171,6 +189,16 @@ def cross_entropy(
         return total / loss.numel() if loss.numel() else total
     nothing = divisor == 0
     return torch.where(nothing, 0, total) / torch.where(nothing, 1, divisor)
+
+
+def as_tensor(x: Any, name: str, device: torch.device | None = None) -> Tensor | None:
+    """`x` as a tensor: NumPy's arrays, such as `labelsmooth.priors` gives, and lists are taken too."""
+    if x is None or isinstance(x, Tensor):
+        return x
+    try:
+        return torch.as_tensor(x, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise _checks.error(name, "be a tensor, or an array of numbers", repr(type(x))) from None
 
 
 def _check_shapes(
@@ -227,7 +255,8 @@ def _prior(
     if ids is not None:
         return table[ids].movedim(-1, dim)
     assert q is not None
-    return torch.tensordot(q.movedim(dim, -1), table, dims=1).movedim(-1, dim)
+    with torch.autocast(q.device.type, enabled=False):  # it would multiply in half precision
+        return torch.tensordot(q.movedim(dim, -1), table, dims=1).movedim(-1, dim)
 
 
 def _over_kept_classes(u: Tensor | None, valid: Tensor | None, like: Tensor, dim: int) -> Tensor:
@@ -263,7 +292,7 @@ def _check_distribution(x: Tensor, keep: Tensor | None, dim: int, name: str, dty
     wrong = ~((x.sum(dim, dtype=torch.float64) - 1.0).abs() <= tolerance) | ~(x >= 0).all(dim)
     if bool((wrong if keep is None else wrong & keep).any()):
         rows = x.movedim(dim, -1)
-        _checks.distribution((rows if keep is None else rows[keep]).cpu().numpy(), name, tolerance)
+        _checks.distribution((rows if keep is None else rows[keep]).cpu().double().numpy(), name, tolerance)
 
 
 def _check_class_mask(

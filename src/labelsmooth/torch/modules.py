@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn._reduction import legacy_get_string
 
 from labelsmooth import _checks
-from labelsmooth.torch.functions import cross_entropy
+from labelsmooth.torch.functions import as_tensor, cross_entropy
 
 
 class CrossEntropyLoss(torch.nn.Module):
@@ -67,10 +67,10 @@ class CrossEntropyLoss(torch.nn.Module):
         _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
         _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
         _checks.one_prior(prior, class_prior)
-        self.register_buffer("weight", weight)
-        self.register_buffer("prior", prior)
-        self.register_buffer("class_prior", class_prior)
-        self.register_buffer("class_mask", class_mask)
+        self.register_buffer("weight", as_tensor(weight, "weight"))
+        self.register_buffer("prior", as_tensor(prior, "prior"))
+        self.register_buffer("class_prior", as_tensor(class_prior, "class_prior"))
+        self.register_buffer("class_mask", as_tensor(class_mask, "class_mask"))
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = _checks.smoothing(label_smoothing, "label_smoothing")
