@@ -58,12 +58,13 @@ def normalizer(value: Any, reduction: str, *, at_hand: bool = True) -> None:
     if reduction != "mean":
         raise error("normalizer", "be None unless reduction is 'mean'", f"reduction={reduction!r}")
     rule = "be a number that is finite and not negative"
-    if tuple(getattr(value, "shape", ())) != ():
-        raise error("normalizer", rule, f"shape {tuple(value.shape)}")
-    if (
-        at_hand
-        and not 0 <= (value if isinstance(value, (int, float)) else number(value, "normalizer", rule)) < math.inf
-    ):
+    if not isinstance(value, (int, float)):
+        if tuple(getattr(value, "shape", ())) != ():
+            raise error("normalizer", rule, f"shape {tuple(value.shape)}")
+        if not at_hand:
+            return
+        value = number(value, "normalizer", rule)
+    if not 0 <= value < math.inf:
         raise error("normalizer", rule, value)
 
 

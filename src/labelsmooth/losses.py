@@ -162,22 +162,17 @@ def cross_entropy_and_grad(
         z = z - top
         log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
-    w = np.ones(count)
+    coefficients, row_weight = smoothed, np.ones(len(q))
     if weight is not None:
         w = _arrays.to_host(weight, "weight").astype(np.float64)
         if w.shape != (count,):
             raise _checks.error("weight", f"have shape {(count,)}", w.shape)
-    # For labels the weight is picked, not multiplied: that of a class which does not occur may be anything.
-    row_weight = (
-        w[rows.ids.reshape(-1)[kept]] if rows.ids is not None else q @ w if weight is not None else np.ones(len(q))
-    )
-    scale = w if weight_mode == "class" else row_weight[:, None]
-    coefficients = np.where(smoothed == 0, 0.0, smoothed * scale)
+        # For labels the weight is picked, not multiplied: that of a class which does not occur may be anything.
+        row_weight = q @ w if rows.ids is None else w[rows.ids.reshape(-1)[kept]]
+        coefficients = np.where(smoothed == 0, 0.0, smoothed * (w if weight_mode == "class" else row_weight[:, None]))
 
     losses = np.zeros(kept.size)
-    losses[kept] = -np.where(coefficients == 0, 0.0, coefficients * np.where(coefficients == 0, 0.0, log_p)).sum(
-        axis=-1
-    )
+    losses[kept] = -(coefficients * np.where(coefficients == 0, 0.0, log_p)).sum(axis=-1)
     gradient = np.zeros((kept.size, count))
     gradient[kept] = coefficients.sum(axis=-1, keepdims=True) * np.exp(log_p) - coefficients
 
