@@ -38,7 +38,8 @@ def main() -> None:
         while time.perf_counter() < end or len(pairs) < 7:
             pairs.append((timed(cross_entropy, logits, labels), timed(F.cross_entropy, logits, labels)))
         print(
-            f"{shape!s:<14} ours {spread([a * 1e3 for a, _ in pairs])} ms, PyTorch {spread([b * 1e3 for _, b in pairs])} ms, "
+            f"{shape!s:<14} ours {spread([a * 1e3 for a, _ in pairs])} ms, "
+            f"PyTorch {spread([b * 1e3 for _, b in pairs])} ms, "
             f"ratio {spread([b / a for a, b in pairs])}"
         )
 

@@ -187,6 +187,12 @@ def test_one_row_and_one_class():
         ),
         ([[0.0, 1]], [0, 1], {}, r"target must be class ids of shape \(1,\)"),
         ([[0.0, 1]], [[0.9, 0.2]], {}, r"target must be .* got a sum of 1.1 in row 0"),
+        (
+            np.zeros((3, 2)),
+            [[9, 9], [0.5, 0.5], [0.9, 0.2]],
+            {"mask": np.array([False, True, True])},
+            r"a sum of 1.1 in row 2",
+        ),
         ([[0.0, 1]], [0], {"label_smoothing": 1}, r"label_smoothing must be a number in \[0, 1\); got 1"),
         ([[0.0, 1]], [0], {"reduction": None}, r"reduction must be one of 'none', 'sum', 'mean'; got None"),
         ([[0.0, 1]], [0], {"weight_mode": "row"}, r"weight_mode must be one of 'class', 'example'; got 'row'"),

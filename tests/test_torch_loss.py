@@ -534,6 +534,7 @@ Z, Y = torch.zeros(2, 3), torch.tensor([0, 2])
         (Z, torch.full((2, 3), 0.5), {}, r"target must be non-negative and sum to 1 over the classes; got a sum of 1.5 in row 0"),
         (Z, torch.tensor([[1.5, -0.5, 0], [1, 0, 0]]), {}, r"target must be non-negative .* got -0.5 at index 0, 1"),
         (Z, torch.full((2, 3), float("nan")), {}, r"target must be non-negative .* got nan"),
+        (Z, torch.tensor([[7.0, 7, 7], [1, 1, 0]]), {"mask": torch.tensor([False, True])}, r"got a sum of 2 in row 1"),
         (Z, torch.ones(2, 3, dtype=torch.long), {}, r"target must be .* got a sum of 3 in row 0"),
         (Z.long(), Y, {}, r"input must have a float dtype; got torch.int64"),
         (torch.zeros(()), Y, {}, r"input must have shape \[K\], \[N, K\]"),

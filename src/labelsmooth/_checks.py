@@ -91,8 +91,10 @@ def label_range(labels: np.ndarray, num_classes: int, name: str = "labels") -> N
     raise error(name, f"be class ids in 0..{num_classes - 1}", f"{labels[tuple(bad)]}{where}")
 
 
-def distribution(rows: np.ndarray, name: str, tol: float) -> None:
-    """`rows`, shape ``[..., K]``, are not negative and sum to 1 along the last axis."""
+def distribution(rows: np.ndarray, name: str, tol: float, keep: np.ndarray | None = None) -> None:
+    """`rows`, shape ``[..., K]``, are not negative and sum to 1 along the last axis, but for those that `keep` leaves out."""
+    if keep is not None:
+        rows = np.where(keep[..., None], rows, 1.0 / rows.shape[-1])
     rule = "be non-negative and sum to 1 over the classes"
     sums = rows.sum(axis=-1, dtype=np.float64)
     if rows.size and not rows.min() >= 0:

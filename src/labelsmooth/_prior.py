@@ -132,8 +132,8 @@ def resolve(
     base = np.ones(count)
     if prior is not None:
         base = by_row(read(prior, "prior", "biu", "hold numbers"), "prior")
-        live = base if base.ndim == 1 else base[kept]
-        _checks.distribution(live, "prior", _checks.tolerance(_arrays.kind(prior)))
+        by_example = kept if base.ndim == 2 else None
+        _checks.distribution(base, "prior", _checks.tolerance(_arrays.kind(prior)), by_example)
     elif class_prior is not None:
         base = read(class_prior, "class_prior", "biu", "hold numbers")
         if base.shape != (count, count):

@@ -291,8 +291,8 @@ def _check_distribution(x: Tensor, keep: Tensor | None, dim: int, name: str, dty
     x, tolerance = x.detach(), _checks.tolerance(dtype)
     wrong = ~((x.sum(dim, dtype=torch.float64) - 1.0).abs() <= tolerance) | ~(x >= 0).all(dim)
     if bool((wrong if keep is None else wrong & keep).any()):
-        rows = x.movedim(dim, -1)
-        _checks.distribution((rows if keep is None else rows[keep]).cpu().double().numpy(), name, tolerance)
+        kept = None if keep is None else keep.cpu().numpy()
+        _checks.distribution(x.movedim(dim, -1).cpu().double().numpy(), name, tolerance, kept)
 
 
 def _check_class_mask(
