@@ -92,7 +92,7 @@ def label_range(labels: np.ndarray, num_classes: int, name: str = "labels") -> N
 
 
 def distribution(rows: np.ndarray, name: str, tol: float, keep: np.ndarray | None = None) -> None:
-    """`rows`, shape ``[..., K]``, are not negative and sum to 1 along the last axis, but for those that `keep` leaves out."""
+    """`rows`, shape ``[..., K]``, are not negative and sum to 1, but for those that `keep` leaves out."""
     if keep is not None:
         rows = np.where(keep[..., None], rows, 1.0 / rows.shape[-1])
     rule = "be non-negative and sum to 1 over the classes"
