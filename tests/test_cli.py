@@ -126,9 +126,10 @@ def test_predict(finished, run, tmp_path):
     assert [line.partition(":")[0] for line in out.splitlines()] == ["0.png", "1.png"]
     assert re.fullmatch(r"0\.png: \d \d\.\d{4}, \d \d\.\d{4}", out.splitlines()[0])
     assert err == "labelsmooth: bad.png cannot be decoded: it is no image of a format that Pillow knows\n"
-    code, out, _ = run("predict", folder, "2.png", "--json")
-    assert code == 0
-    row = json.loads(out)
+    code, out, _ = run("predict", folder, "bad.png", "2.png", "--json")
+    assert code == 3
+    failed, row = map(json.loads, out.splitlines())
+    assert failed == {"file": "bad.png", "error": err.removeprefix("labelsmooth: ").strip()}
     assert row["file"] == "2.png"
     assert sum(row["probabilities"].values()) == pytest.approx(1)
     assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["label"]]
@@ -148,15 +149,40 @@ def test_config_and_its_precedence(run, tmp_path):
     again, first = ((tmp_path / "runs" / f"digits-00{i}" / "config.yaml").read_text() for i in (2, 1))
     assert again == first
     for content, message in (
+        ("data: 5", "data must be a name or a path; got 5"),
+        ("deterministic: 'no'", "deterministic must be true or false; got 'no'"),
         ("epochz: 1", "c.yaml has an unknown option epochz; did you mean epochs?"),
         ("[1, 2]", "c.yaml must hold option names and values"),
         ("a: [", "c.yaml cannot be read as YAML"),
     ):
         (tmp_path / "c.yaml").write_text(content)
         code, _, err = run("train", "--config", "c.yaml")
-        assert code == 3
+        assert code == (2 if "must be" in message else 3)
         assert message in err
     assert "there is no file gone.yaml" in run("train", "--config", "gone.yaml")[2]
+
+
+def test_config_of_a_recipe_made_in_python(run, tmp_path):
+    from dataclasses import replace
+
+    from labelsmooth.training import DIGITS, train
+
+    first = train("digits", replace(DIGITS, name="mine", momentum=0.8), epochs=1, out=tmp_path / "one")
+    code, _, err = run("train", "--config", first.folder / "config.yaml", "--out", "two")
+    assert code == 0, err
+    assert (tmp_path / "two" / "digits-001" / "config.yaml").read_text() == (first.folder / "config.yaml").read_text()
+
+
+def test_a_run_goes_on_from_any_folder(run, tmp_path, monkeypatch):
+    from tests.test_data import pictures, png, write
+
+    (tmp_path / "some").mkdir()
+    write(tmp_path / "some" / "train.parquet", [png(x) for x in pictures(120)], [i % 2 for i in range(120)])
+    assert run("train", "some", "--epochs", "1", "--batch-size", "16")[0] == 0
+    (tmp_path / "runs" / "some-001" / "summary.json").unlink()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert run("train", "--resume", "../runs/some-001")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -170,6 +196,9 @@ def test_config_and_its_precedence(run, tmp_path):
         (("trian",), 2, 'Did you mean "train"?'),
         (("train", "digits", "more"), 2, "more"),
         (("train", "--method", "both"), 2, "both"),
+        (("train", "--seed", "1.5"), 2, "--seed"),
+        (("explain", "--classes", "2.5"), 2, "--classes"),
+        (("train", "--resume", "gone", "--out", "x"), 2, "leave out --out"),
         (("train", "--epochs", "0"), 2, "epochs must be a positive number; got 0.0"),
         (("train", "--plot", "c.bmp"), 2, "plot must end in one of .png, .svg, .pdf; got c.bmp"),
         (("train", "gone.parquet"), 3, "there is no file gone.parquet"),
@@ -178,6 +207,7 @@ def test_config_and_its_precedence(run, tmp_path):
         (("train", "--resume", "gone", "--lr", "1"), 2, "--resume goes on with the run's own settings; leave out --lr"),
         (("train", "--lr", "1e9"), 4, "the loss became"),
         (("train", "--out", "/proc/nowhere"), 2, "/proc/nowhere"),
+        (("train", "--out", sys.executable), 2, "out must be a folder; got "),
         (("evaluate", "gone"), 3, "there is no file gone"),
         (("evaluate", "."), 3, "has no predictions for test"),
         (("predict", "gone", "x.png"), 3, "there is no run folder gone"),
@@ -273,3 +303,5 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
         ["bash", "-c", f"set -o pipefail; {command} | head -1"], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.stderr == ""
+    assert result.returncode == 0
+    assert (tmp_path / "runs" / "digits-001" / "summary.json").exists()  # the training went on

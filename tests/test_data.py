@@ -156,6 +156,35 @@ def test_image_size(folder):
         load(folder)
 
 
+def test_images_named_by_path_are_read_again_when_they_change(tmp_path):
+    def fill(folder, shade):
+        folder.mkdir(exist_ok=True)
+        for i in range(20):
+            Image.fromarray(np.full((6, 6, 3), shade, np.uint8)).save(folder / f"{i}.png")
+        table = pa.table({"image": [f"{i}.png" for i in range(20)], "label": [i % 2 for i in range(20)]})
+        pq.write_table(table, folder / "train.parquet")
+        return load(folder)
+
+    first, other = fill(tmp_path / "a", 10), fill(tmp_path / "b", 200)
+    assert (int(first.train.images.max()), int(other.train.images.max())) == (10, 200)
+    changed = fill(tmp_path / "a", 30)
+    assert int(changed.train.images.max()) == 30
+    assert len({first.digest, other.digest, changed.digest}) == 3
+
+
+def test_class_names_are_matched_by_name_between_splits(folder):
+    blobs = [png(x) for x in pictures(10)]
+    write(folder / "test.parquet", blobs, [0, 1] * 5, ["dog", "cat"])
+    data = load(folder)
+    assert data.classes == ("cat", "dog")
+    assert data.test.labels.tolist() == [1, 0] * 5
+    write(folder / "test.parquet", blobs, [0, 1] * 5, ["dog", "fish"])
+    with pytest.raises(
+        DataError, match=r"the test split of .* names other classes \(dog, fish\) than the others \(cat, dog\)"
+    ):
+        load(folder)
+
+
 # The cache.
 
 
@@ -239,6 +268,9 @@ def test_columns_and_labels_that_are_wrong(folder):
         ({"img": pa.array([{"bytes": blob}] * 2, kind), "label": [0, None]}, r"row 1 of .* has no label"),
         ({"img": pa.array([{"bytes": blob}] * 2, kind), "label": [0.0, 0.5]}, r"row 1 of .* has the label 0.5, which is no class id"),
         ({"img": pa.array([{"bytes": blob}] * 2, kind), "label": [0, -1]}, r"has the label -1; class ids begin at 0"),
+        ({"img": pa.array([{"bytes": blob}] * 2, kind), "label": [0.0, float("inf")]}, r"row 1 of .* has the label inf"),
+        ({"img": pa.array([{"bytes": blob}] * 2, kind), "label": pa.array([0, 2**64 - 1], pa.uint64())}, r"row 1 of .* has the label 18446744073709551615"),
+        ({"img": pa.array([{"bytes": blob}] * 2, kind), "label": [0, 10**12]}, r"has the label 1000000000000, but \d+ examples only"),
         ({"img": pa.array([], kind), "label": pa.array([], pa.int64())}, r"the train split of .* is empty"),
     ):  # fmt: skip
         pq.write_table(pa.table(table), path)

@@ -62,6 +62,11 @@ def test_infinite_logits_ties_and_errors():
             evaluate(logits, labels, names)
 
 
+def test_names_cannot_move_the_terminal():
+    assert "\x1b" not in evaluate([[1.0, 0.0]], [0], ["\x1b[31mred", "a\nb"]).report()
+    assert len(evaluate([[1.0, 0.0]], [0], ["a", "a\nb"]).report().splitlines()) == 8
+
+
 def test_predictions_files(tmp_path, predictions):
     logits, labels = predictions
     path = tmp_path / "p.npz"
@@ -76,6 +81,12 @@ def test_predictions_files(tmp_path, predictions):
     np.savez(path, logits=np.array([object()]), labels=labels)  # would have to be unpickled
     with pytest.raises(DataError, match=r"is no readable .npz file"):
         load_predictions(path)
+    np.savez(path, logits=logits, labels=labels, classes=np.array("abc"))
+    with pytest.raises(DataError, match=r"the array classes of .* has shape \(\)"):
+        load_predictions(path)
+    np.save(tmp_path / "a.npy", logits)
+    with pytest.raises(DataError, match=r"is no readable .npz file \(it is a single array"):
+        load_predictions(tmp_path / "a.npy")
     path.write_bytes(b"junk")
     with pytest.raises(DataError, match=r"is no readable .npz file"):
         load_predictions(path)

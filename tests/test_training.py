@@ -287,6 +287,64 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_
     assert notes[-1].endswith("after 2 epochs")
 
 
+def test_damage_in_the_middle_of_a_checkpoint_is_found(tmp_path):
+    with pytest.raises(Interrupted):
+        train("digits", out=tmp_path, reporter=StopAt(1), **QUICK)
+    folder = tmp_path / "digits-001"
+    last = folder / "checkpoints" / "last.safetensors"
+    blob = bytearray(last.read_bytes())
+    blob[-5000:-4000] = bytes(1000)
+    last.write_bytes(blob)
+    before = sorted(path.name for path in last.parent.iterdir())
+    with pytest.raises(
+        DataError, match=r"has no checkpoint that can be used: .*last.safetensors is damaged .*checksum"
+    ):
+        resume(folder)  # rather than start over and write over what is there
+    assert sorted(path.name for path in last.parent.iterdir()) == before
+
+
+def test_a_lost_metrics_file_or_best_checkpoint_loses_nothing_else(tmp_path):
+    options = QUICK | {"epochs": 3}
+    whole = train("digits", out=tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        train("digits", out=tmp_path / "cut", reporter=StopAt(2), **options)
+    folder = tmp_path / "cut" / "digits-001"
+    (folder / "metrics.csv").unlink()
+    (folder / "checkpoints" / "best.safetensors").unlink()
+    result = resume(folder)
+    assert same_weights(result.folder, whole.folder)
+    assert len(table(folder)) == 3
+    assert result.summary["tested_checkpoint"] == "best"
+
+
+def test_a_disk_that_is_full_at_once_leaves_no_folder(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "write_json", full)
+    with pytest.raises(
+        TrainingError, match=r"No space left on device while writing a run folder in .*; nothing was trained"
+    ):
+        train("digits", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plot_that_cannot_be_written_at_the_end_is_only_noted(tmp_path):
+    notes = []
+
+    class Remove(Reporter):
+        def epoch(self, row, best):
+            shutil.rmtree(tmp_path / "plots", ignore_errors=True)
+
+        def note(self, text):
+            notes.append(text)
+
+    (tmp_path / "plots").mkdir()
+    result = train("digits", out=tmp_path, plot=tmp_path / "plots" / "c.png", reporter=Remove(), **QUICK)
+    assert (result.folder / "summary.json").exists()
+    assert "the curves could not be written to" in notes[-1]
+
+
 def test_resume_refuses_other_data_and_no_run(tmp_path):
     with pytest.raises(Interrupted):
         train("digits", out=tmp_path, reporter=StopAt(1), **QUICK)
@@ -332,7 +390,7 @@ except TrainingError as error:
     env = {**os.environ, "PYTHONWARNINGS": "error"}
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=env)
     assert "File too large while writing" in result.stdout, result.stderr
-    assert "what was done until epoch 3 is kept" in result.stdout
+    assert "the checkpoint after 2 epochs is kept: free some room, then labelsmooth train --resume" in result.stdout
     checkpoints = tmp_path / "digits-001" / "checkpoints"
     assert not [path for path in checkpoints.iterdir() if path.name.startswith(".")]  # nothing half-written
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
@@ -362,7 +420,7 @@ def test_run_folders_never_replace_each_other(tmp_path):
     assert RunFolder.create(tmp_path, "digits").path.name == "digits-008"
     assert RunFolder.create(tmp_path, "a b/c").path.name == "a-b-c-001"
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ValueError, match="out must be a folder; got"):
         RunFolder.create(tmp_path / "file", "digits")
 
 
@@ -394,6 +452,11 @@ def test_bfloat16_learns_too(tmp_path):
         ({"schedule": "linear"}, r"schedule must be polynomial\[:power=P\], step.* got 'linear'"),
         ({"schedule": "step:gamma=2"}, r"schedule must be .* got 'step:gamma=2'"),
         ({"schedule": "step:every=x"}, r"schedule must be"),
+        ({"schedule": "step:factor=1e300,every=0.001"}, r"schedule must give finite learning rates"),
+        ({"deterministic": "no"}, r"deterministic must be true or false; got 'no'"),
+        ({"seed": 1.5}, r"seed must be a whole number of at least 0; got 1.5"),
+        ({"val_split": "x"}, r"val_split must be a number in \[0, 1\); got 'x'"),
+        ({"plot": "/proc/c.png"}, r"plot must lie in a folder that can be written to"),
         ({"weight_decay": -1}, r"weight_decay must be a number of at least 0"),
         ({"dropout": 1}, r"dropout must be a number in \[0, 1\)"),
         ({"shift": 2}, r"shift must be"),

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from labelsmooth._errors import DataError, Interrupted, TrainingError
 
@@ -24,7 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
-    tokens = [token for token in tokens if token != "--debug"]
+    try:
+        return _run([token for token in tokens if token != "--debug"], debug)
+    except KeyboardInterrupt as stop:
+        # A second Ctrl-C changes nothing any more.
+        with suppress(ValueError):  # which a thread other than the main one gets
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not isinstance(stop, Interrupted):
+            return _fail("interrupted", 130, debug)
+        kept = "one finished epoch is" if stop.epochs_done == 1 else f"{stop.epochs_done} finished epochs are"
+        resume = f"labelsmooth train --resume {shlex.quote(stop.folder)}"
+        return _fail(f"interrupted; {kept} kept. Go on with:\n  {resume}", 130, debug)
+
+
+def _run(tokens: list[str], debug: bool) -> int:
     try:
         from cyclopts import CycloptsError
 
@@ -44,16 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _fail(str(error), 2, debug)
     except ModuleNotFoundError as error:
-        return _fail(f"this command needs {(error.name or str(error)).partition('.')[0]}: {_EXTRA}", 6, debug)
-    except Interrupted as stop:
-        kept = "one finished epoch is" if stop.epochs_done == 1 else f"{stop.epochs_done} finished epochs are"
-        return _fail(
-            f"interrupted; {kept} kept. Go on with:\n  labelsmooth train --resume {shlex.quote(stop.folder)}",
-            130,
-            debug,
-        )
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130, debug)
+        name = (error.name or str(error)).partition(".")[0]
+        return _fail(f"this command needs {name}: {_EXTRA}", 6, debug)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -8,6 +8,7 @@ from labelsmooth import __version__
 from labelsmooth.cli.doctor import doctor
 from labelsmooth.cli.evaluate import evaluate
 from labelsmooth.cli.explain import explain
+from labelsmooth.cli.output import console
 from labelsmooth.cli.predict import predict
 from labelsmooth.cli.train import train
 
@@ -19,6 +20,7 @@ def build() -> App:
         help_epilogue="With --debug an error shows its traceback.",
         version=__version__,
         version_flags=["--version"],
+        console=console(False),
         suppress_keyboard_interrupt=False,
         help_format="plaintext",  # its default loads a Markdown parser, 60 ms
     )

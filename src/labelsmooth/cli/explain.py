@@ -7,11 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from labelsmooth.cli.output import Json, print_json
+from labelsmooth.cli.output import Json, WholeNumber, print_json
 
 
 def explain(
-    *, smoothing: Annotated[float, Parameter(name=["--smoothing", "-s"])] = 0.1, classes: int = 10, json: Json = False
+    *,
+    smoothing: Annotated[float, Parameter(name=["--smoothing", "-s"])] = 0.1,
+    classes: WholeNumber = 10,
+    json: Json = False,
 ) -> None:
     """What a smoothing means: the target, the loss' floor, the best logit gap, and the equal value elsewhere.
 

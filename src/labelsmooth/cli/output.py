@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +15,26 @@ if TYPE_CHECKING:
 
     from labelsmooth.training.data import Progress
 
+
+def _whole(type_: Any, tokens: Any) -> int:
+    """An int, where cyclopts would round 1.5 to 2."""
+    return int(tokens[0].value)
+
+
+WholeNumber = Annotated[int, Parameter(converter=_whole)]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print pure JSON on stdout; words go to stderr.")]
 
 
+class _Console(Console):
+    """A console that falls silent when its reader goes away, as `| head` does, and lets the work go on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 def console(json_output: bool) -> Console:
-    return Console(stderr=json_output, highlight=False, soft_wrap=True)
+    return _Console(stderr=json_output, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -72,9 +88,7 @@ def make_reporter(out: Console) -> Any:
 
         def epoch(self, row: dict[str, Any], best: bool) -> None:
             self._close()
-            out.print(
-                _epoch_line(row, best, -(-self.training.total_steps // self.training.steps_per_epoch)), markup=False
-            )
+            out.print(_epoch_line(row, best, self.training.epochs), markup=False)
 
         def note(self, text: str) -> None:
             out.print(text, markup=False)

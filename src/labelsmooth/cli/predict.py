@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from labelsmooth.cli.output import Json, print_json
+from labelsmooth.cli.output import Json, WholeNumber, print_json
 
 
-def predict(run: Path, /, *files: Path, top: int = 3, device: str = "auto", json: Json = False) -> int:
+def predict(run: Path, /, *files: Path, top: WholeNumber = 3, device: str = "auto", json: Json = False) -> int:
     """Class probabilities of image files, by a trained run.
 
-    A file that cannot be read is reported, the others are still predicted, and the exit code is 3.
+    A file that cannot be read is reported, the others are still predicted, and the exit code is 3. --json prints JSON
+    Lines: an object for every file, with `error` in that of one that cannot be read.
 
     Args:
         run: the run's folder.
@@ -34,6 +35,8 @@ def predict(run: Path, /, *files: Path, top: int = 3, device: str = "auto", json
         if not isinstance(probabilities, np.ndarray):
             failed += 1
             print(f"labelsmooth: {probabilities}", file=sys.stderr)
+            if json:
+                print_json({"file": str(file), "error": str(probabilities)})
             continue
         best = np.argsort(-probabilities, kind="stable")[:count]
         pairs = [(predictor.classes[k], float(probabilities[k])) for k in best]

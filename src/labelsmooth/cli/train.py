@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from labelsmooth.cli.output import Json, console, make_reporter, print_json
+from labelsmooth.cli.output import Json, WholeNumber, console, make_reporter, print_json
 
 if TYPE_CHECKING:
     from labelsmooth.training import Result
@@ -22,19 +22,19 @@ def train(
     model: Literal["minigooglenet", "small"] | None = None,
     recipe: Literal["classic", "digits"] | None = None,
     epochs: float | None = None,
-    batch_size: int | None = None,
+    batch_size: WholeNumber | None = None,
     lr: float | None = None,
     schedule: str | None = None,
     weight_decay: float | None = None,
     dropout: float | None = None,
-    image_size: int | None = None,
+    image_size: WholeNumber | None = None,
     val_split: float | None = None,
-    seed: int | None = None,
+    seed: WholeNumber | None = None,
     device: str | None = None,
     precision: Literal["auto", "float64", "float32", "bfloat16"] | None = None,
     deterministic: bool | None = None,
     config: Path | None = None,
-    out: Path = Path("runs"),
+    out: Path | None = None,
     resume: Path | None = None,
     plot: Annotated[Path | None, Parameter(name=["--plot", "-p"])] = None,
     json: Json = False,
@@ -61,7 +61,7 @@ def train(
         precision: of convolutions; auto takes what the device is fast in.
         deterministic: refuse operations that are not deterministic.
         config: a YAML file with any of these options; what the command line says goes before it.
-        out: the parent folder of runs.
+        out: the parent folder of runs; runs if not given.
         resume: a run's folder; go on with it where it stopped.
         plot: also write the curves to this file (.png, .svg, .pdf).
     """
@@ -69,7 +69,7 @@ def train(
         "data": data, "smoothing": smoothing, "method": method, "model": model, "recipe": recipe, "epochs": epochs,
         "batch_size": batch_size, "lr": lr, "schedule": schedule, "weight_decay": weight_decay, "dropout": dropout,
         "image_size": image_size, "val_split": val_split, "seed": seed, "device": device, "precision": precision,
-        "deterministic": deterministic,
+        "deterministic": deterministic, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     from labelsmooth import training
@@ -83,7 +83,13 @@ def train(
         result = training.resume(resume, plot=plot, reporter=reporter)
     else:
         settings = (_from_config(config, set(options)) if config is not None else {}) | given
-        result = training.train(settings.pop("data", "digits"), out=out, plot=plot, reporter=reporter, **settings)
+        result = training.train(
+            settings.pop("data", "digits"),
+            out=settings.pop("out", "runs"),
+            plot=plot or settings.pop("plot", None),
+            reporter=reporter,
+            **settings,
+        )
     screen.print(_closing(result, plot), markup=False)
     if json:
         print_json({"run": str(result.folder), **result.summary})
@@ -91,16 +97,19 @@ def train(
 
 def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
     from labelsmooth._errors import DataError
-    from labelsmooth.training.recipes import Recipe
+    from labelsmooth.training.recipes import RECIPES, Recipe
     from labelsmooth.training.run import read_config
 
     values = read_config(path)
-    known = known | set(Recipe.__dataclass_fields__) - {"name"}
+    fields = set(Recipe.__dataclass_fields__) - {"name"}
+    known = known | fields | {"plot"}
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]}?" if close else f"; options are {', '.join(sorted(known))}"
             raise DataError(f"{path} has an unknown option {name}{hint}")
+    if values.get("recipe") not in (None, *RECIPES) and fields <= set(values):  # one made in Python, told in full
+        values["recipe"] = Recipe(name=str(values["recipe"]), **{name: values.pop(name) for name in sorted(fields)})
     return {name: value for name, value in values.items() if value is not None}
 
 

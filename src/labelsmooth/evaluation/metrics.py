@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Evaluation:
 
     def report(self) -> str:
         """The classification report as text: precision, recall, F1 and support per class, accuracy, averages."""
-        rows = [*self.classes, *self.averages()]
+        rows = [replace(row, name=_printable(row.name)) for row in (*self.classes, *self.averages())]
         width = max(len(row.name) for row in rows)
         lines = [f"{'':>{width}}  precision    recall  f1-score   support", ""]
         for row in rows:
@@ -131,6 +131,10 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
     return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

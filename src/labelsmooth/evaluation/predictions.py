@@ -45,16 +45,21 @@ def load_predictions(path: Path) -> Predictions:
         DataError: there is no such file, it is damaged, or it lacks `logits` or `labels`.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array; give a file with the arrays logits and labels")
+        with file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is no readable .npz file ({error})") from None
     missing = [name for name in ("logits", "labels") if name not in arrays]
     if missing:
         held = ", ".join(arrays) or "nothing"
         raise DataError(f"{path} has no array called {' and none called '.join(missing)}; it holds {held}")
     classes = arrays.get("classes")
+    if classes is not None and classes.ndim != 1:
+        raise DataError(f"the array classes of {path} has shape {classes.shape}; it should be a list of names")
     names = None if classes is None else tuple(map(str, classes))
     return Predictions(arrays["logits"], arrays["labels"], arrays.get("features"), arrays.get("index"), names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,16 @@ def check_file(path: Path) -> None:
         raise _checks.error("plot", "lie in a folder that exists", str(path))
     if path.is_dir():
         raise _checks.error("plot", "be a file", str(path))
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise _checks.error("plot", "lie in a folder that can be written to", f"{path} ({error.strerror})") from None
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    with _files.replacing(path) as temporary:
+    with _files.replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a class name's; a box is drawn
         figure.savefig(temporary, dpi=150, metadata={"Software": None} if path.suffix.lower() == ".png" else None)
 
 

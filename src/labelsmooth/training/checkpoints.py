@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -51,11 +52,7 @@ def load_weights(path: Path, model: torch.nn.Module) -> dict[str, Any]:
         DataError: the file is missing or damaged, or belongs to another model.
     """
     tensors, state = _read(path)
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMISER)}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{path} belongs to another model ({str(error).splitlines()[-1].strip()})") from None
+    _put_weights(path, model, tensors)
     return state
 
 
@@ -68,14 +65,23 @@ def load_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
     Raises:
         DataError: as `load_weights`.
     """
-    state = load_weights(path, model)
+    tensors, state = _read(path)
+    _put_weights(path, model, tensors)
     parameters = dict(model.named_parameters())
-    for name, tensor in _read(path)[0].items():
+    for name, tensor in tensors.items():
         if name.startswith(_OPTIMISER):
             parameter, _, key = name.removeprefix(_OPTIMISER).rpartition("/")
             value = parameters[parameter]
             optimizer.state[value][key] = torch.empty_like(value).copy_(tensor)
     return state
+
+
+def _put_weights(path: Path, model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMISER)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(f"{path} belongs to another model ({str(error).splitlines()[-1].strip()})") from None
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -84,15 +90,28 @@ def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def _serialised(tensors: dict[str, Tensor], state: dict[str, Any]) -> bytes:
     """Bytes, which Python writes: safetensors' own writer hides the errno of a full disk."""
-    return save(tensors, metadata={"labelsmooth": json.dumps(state)})
+    return save(tensors, metadata={"labelsmooth": json.dumps(state), "sha256": _digest(tensors)})
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Of names and values, so that damage in the middle of a file is found."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["labelsmooth"])
-            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+            metadata = file.metadata() or {}
+            state = json.loads(metadata["labelsmooth"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(tensors) != metadata["sha256"]:
+            raise ValueError("its values do not have the checksum that they had")
     except FileNotFoundError:
         raise DataError(f"there is no checkpoint {path}") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(f"the checkpoint {path} is damaged ({error})") from None
+    return tensors, state

@@ -122,7 +122,8 @@ def load(
     if "val" not in splits:
         splits["train"], splits["val"] = _split(splits["train"], share, seed, "validation", classes)
     _check_classes(splits["train"], classes, str(source))
-    return ImageData(name, str(source), digest, classes, splits["train"], splits["val"], splits["test"])
+    origin = str(source) if str(source) in ("digits", "cifar10") else str(Path(source).expanduser().resolve())
+    return ImageData(name, origin, digest, classes, splits["train"], splits["val"], splits["test"])
 
 
 def _read(source: str | Path, size: int | None, progress: Progress) -> tuple[str, dict[str, Decoded], str]:
@@ -141,7 +142,7 @@ def _read(source: str | Path, size: int | None, progress: Progress) -> tuple[str
     if path.name.endswith((".tar.gz", ".tgz", ".tar")) or (path / cifar10.TEST_FILE).is_file():
         train, test, digest = cifar10.read(path)
         return "cifar10", {"train": train, "test": test}, digest
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         decoded, digest = parquet.read(path, size, progress.decoded, progress.note)
         return path.stem, {"train": decoded}, digest
     if path.is_dir():
@@ -200,6 +201,15 @@ def _numbered(parts: dict[str, Decoded], source: str) -> tuple[tuple[str, ...], 
         named = next((part.classes for part in parts.values() if part.classes), None)
         if lowest < 0:
             raise DataError(f"{source} has the label {lowest}; class ids begin at 0")
+        for key, part in parts.items():
+            if named is not None and part.classes is not None and part.classes != named:
+                numbers[key] = _renumbered(numbers[key], part.classes, named, f"the {key} split of {source}")
+        examples = sum(len(part.labels) for part in parts.values())
+        if named is None and highest >= examples:
+            raise DataError(
+                f"{source} has the label {highest}, but {examples} examples only; "
+                "class ids are 0, 1, 2, ... without gaps"
+            )
         if named is not None and highest >= len(named):
             raise DataError(f"{source} has the label {highest}, but names {len(named)} classes only")
         classes = named or tuple(str(number) for number in range(highest + 1))
@@ -208,6 +218,15 @@ def _numbered(parts: dict[str, Decoded], source: str) -> tuple[tuple[str, ...], 
         for key, part in parts.items()
     }
     return classes, splits
+
+
+def _renumbered(ids: np.ndarray, own: tuple[str, ...], classes: tuple[str, ...], where: str) -> np.ndarray:
+    """Ids into the names `own` as ids into `classes`, which are the same names in another order."""
+    if sorted(own) != sorted(classes):
+        raise DataError(f"{where} names other classes ({', '.join(own)}) than the others ({', '.join(classes)})")
+    if ids.size and ids.max() >= len(own):
+        raise DataError(f"{where} has the label {ids.max()}, but names {len(own)} classes only")
+    return np.array([classes.index(name) for name in own])[ids]
 
 
 def _same_channels(splits: dict[str, Split]) -> dict[str, Split]:

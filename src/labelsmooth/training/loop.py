@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,26 +111,35 @@ def train(
          'summary.json']
     """
     reporter = reporter or Reporter()
-    _checks.class_count(seed, "seed", least=0)
     if plot is not None:
         plots.check_file(Path(plot))
-    base = recipe if isinstance(recipe, Recipe) else None
-    if base is None and recipe is not None:
-        base = recipes.choose(str(recipe), (0, 0, 0))
-    if base is not None:
-        base = base.changed(**changes)
-    else:
-        recipes.CLASSIC.changed(**changes)  # a wrong option is found before the data are read
+    named = recipes.choose(recipe, (0, 0, 0)) if isinstance(recipe, str) else recipe
+    # A wrong option is found before the data are read; which recipe suits them, only afterwards.
+    source = str(data) if isinstance(data, Path) else data
+    first = (named or recipes.CLASSIC).changed(**changes)
+    settings = Settings(source, first, val_split, seed, image_size, device, deterministic)
     choose_device(device)
-    images = load(data, val_split=val_split, seed=seed, image_size=image_size, progress=reporter.data_progress())
-    chosen = base or recipes.choose(None, images.image_shape).changed(**changes)
-    settings = Settings(str(data), chosen, float(val_split), int(seed), image_size, device, bool(deterministic))
-
+    images = load(
+        settings.data,
+        val_split=settings.val_split,
+        seed=settings.seed,
+        image_size=settings.image_size,
+        progress=reporter.data_progress(),
+    )
+    if named is None:
+        settings = replace(settings, recipe=recipes.choose(None, images.image_shape).changed(**changes))
     training = Training(settings, images)
     folder = RunFolder.create(Path(out), images.name)
-    folder.write_settings(settings)
-    folder.write_json("data.json", images.describe())
-    folder.write_json("env.json", environment(str(training.device), training.precision_reason))
+    try:
+        folder.write_settings(replace(settings, data=images.source))
+        folder.write_json("data.json", images.describe())
+        folder.write_json("env.json", environment(str(training.device), training.precision_reason))
+    except BaseException as error:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        if isinstance(error, OSError):
+            text = f"{error.strerror or error} while writing a run folder in {out}; nothing was trained"
+            raise TrainingError(text) from error
+        raise
     return _finish(training, folder, reporter, plot)
 
 
@@ -163,41 +173,52 @@ def resume(run: str | Path, *, plot: str | Path | None = None, reporter: Reporte
         raise DataError(
             f"{settings.data} has changed since {run} began (SHA-256 {images.digest[:12]}, then {known[:12]})"
         )
-    training = Training(settings, images)
+    training, problems = Training(settings, images), []
     for name in ("last", "previous"):
         path = folder.checkpoints / f"{name}.safetensors"
         if not path.exists():
             continue
         try:
-            training.restore(checkpoints.load_training(path, training.model, training.optimizer), folder.read_metrics())
+            training.restore(checkpoints.load_training(path, training.model, training.optimizer))
             break
         except DataError as error:
-            reporter.note(f"{error}; going back to the checkpoint before")
+            reporter.note(f"{error}; looking at the checkpoint before")
+            problems.append(str(error))
             training = Training(settings, images)
-    reporter.note(f"resuming {folder.path} after {training.epochs_done} epochs")
+    if problems and not training.saved_epochs:
+        raise DataError(f"{run} has no checkpoint that can be used: {'; '.join(problems)}")
+    if training.best is not None and not (folder.checkpoints / "best.safetensors").exists():
+        reporter.note("best.safetensors is gone; the best of the epochs to come is tested, or the last one")
+        training.best = None
+    reporter.note(f"resuming {folder.path} after {training.saved_epochs} epochs")
     return _finish(training, folder, reporter, plot)
 
 
 def _finish(training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None) -> Result:
     try:
         reporter.begin(training, folder.path)
-        folder.log(f"begin at epoch {training.epochs_done}")
+        folder.log(f"begin at epoch {training.saved_epochs}")
         with training.global_state():
             training.run(folder, reporter)
-            return training.conclude(folder, plot)
+            result = training.conclude(folder)
     except KeyboardInterrupt:
-        folder.log(f"interrupted after {training.epochs_done} epochs")
-        raise Interrupted(str(folder.path), training.epochs_done) from None
+        folder.log(f"interrupted after {training.saved_epochs} epochs")
+        raise Interrupted(str(folder.path), training.saved_epochs) from None
     except TrainingError as error:
         folder.log(f"failed: {error}")
         raise
     except OSError as error:
-        kept = f"what was done until epoch {training.epochs_done} is kept in {folder.path}"
         hint = "free some room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
         raise TrainingError(
-            f"{error.strerror or error} while writing {error.filename or folder.path}; {kept}: {hint}, "
-            f"then labelsmooth train --resume {folder.path}"
+            f"{error.strerror or error} while writing {error.filename or folder.path}; the checkpoint after "
+            f"{training.saved_epochs} epochs is kept: {hint}, then labelsmooth train --resume {folder.path}"
         ) from error
+    if plot is not None:
+        try:
+            plots.save(plots.curves(training.rows, training.recipe.smoothing), Path(plot))
+        except OSError as error:
+            reporter.note(f"the curves could not be written to {plot} ({error.strerror}); they are in {folder.path}")
+    return result
 
 
 class Training:
@@ -209,6 +230,7 @@ class Training:
         model: the classifier.
         rows: the lines of `metrics.csv` so far.
         best: {"epoch", "val_accuracy", "val_nll"} of the best epoch so far, or None.
+        saved_epochs: how many epochs the last checkpoint holds.
     """
 
     def __init__(self, settings: Settings, data: ImageData) -> None:
@@ -223,6 +245,7 @@ class Training:
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.seconds = 0.0
+        self.saved_epochs = 0
 
         mean = data.train.images.mean(axis=0, dtype=np.float64).astype(np.float32)
         with torch.random.fork_rng(devices=[]):
@@ -246,8 +269,9 @@ class Training:
             self.targets = smoothed.to(self.device)
 
     @property
-    def epochs_done(self) -> int:
-        return len(self.rows)
+    def epochs(self) -> int:
+        """How many epochs there are, a fraction at the end counted as one."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
 
     @property
     def parameters(self) -> int:
@@ -279,7 +303,7 @@ class Training:
 
     def run(self, folder: RunFolder, reporter: Reporter) -> None:
         """Train to the end; after every epoch write metrics and checkpoints."""
-        for epoch in range(self.epochs_done, math.ceil(self.total_steps / self.steps_per_epoch)):
+        for epoch in range(len(self.rows), self.epochs):
             began = time.perf_counter()
             row = self.train_epoch(epoch, reporter)
             better = False
@@ -295,19 +319,18 @@ class Training:
             self.seconds += time.perf_counter() - began
             self.rows.append(row)
             folder.write_metrics(self.rows)
-            state = {"epochs_done": self.epochs_done, "best": self.best, "seconds": self.seconds}
+            state = {"best": self.best, "seconds": self.seconds, "rows": self.rows}
             if better:
                 checkpoints.save_weights(folder.checkpoints / "best.safetensors", self.model, state)
             checkpoints.save_training(folder.checkpoints, self.model, self.optimizer, state)
+            self.saved_epochs = len(self.rows)
             reporter.epoch(row, better)
             folder.log(", ".join(f"{key} {value:.6g}" for key, value in row.items() if value is not None))
 
-    def restore(self, state: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go to where a checkpoint was made."""
-        done = int(state["epochs_done"])
-        if len(rows) < done:
-            raise DataError(f"metrics.csv has {len(rows)} of the {done} epochs of the checkpoint")
-        self.rows, self.best, self.seconds = rows[:done], state["best"], float(state["seconds"])
+        self.rows, self.best, self.seconds = state["rows"], state["best"], float(state["seconds"])
+        self.saved_epochs = len(self.rows)
 
     def train_epoch(self, epoch: int, reporter: Reporter) -> dict[str, Any]:
         """One epoch, whole or the last fraction of one; returns its line of `metrics.csv`, validation left out."""
@@ -368,7 +391,7 @@ class Training:
         wrong = ~losses[first:last].isfinite()
         if bool(wrong.any()):
             step = first + int(wrong.int().argmax())
-            kept = f"the checkpoint after epoch {self.epochs_done} is kept" if self.rows else "no epoch was finished"
+            kept = f"the checkpoint after epoch {self.saved_epochs} is kept" if self.rows else "no epoch was finished"
             raise TrainingError(
                 f"the loss became {float(losses[step])} in epoch {epoch + 1}, step {step + 1}, "
                 f"at learning rate {lr:g}; {kept}; try a lower --lr"
@@ -390,7 +413,7 @@ class Training:
             np.concatenate(logits), split.labels, np.concatenate(features), split.index, self.data.classes
         )
 
-    def conclude(self, folder: RunFolder, plot: str | Path | None) -> Result:
+    def conclude(self, folder: RunFolder) -> Result:
         """Restore the best weights, predict, evaluate on hard labels, draw and summarise."""
         tested = "best" if self.best is not None else "last"
         checkpoints.load_weights(folder.checkpoints / f"{tested}.safetensors", self.model)
@@ -399,11 +422,8 @@ class Training:
         predictions = self.predict(self.data.test)
         predictions.save(folder.predictions_file("test"))
         test = evaluate(predictions.logits, predictions.labels, self.data.classes)
-        figure = plots.curves(self.rows, self.recipe.smoothing)
-        plots.save(figure, folder.plot_file("curves"))
+        plots.save(plots.curves(self.rows, self.recipe.smoothing), folder.plot_file("curves"))
         plots.save(plots.confusion(test), folder.plot_file("confusion"))
-        if plot is not None:
-            plots.save(figure, Path(plot))
         rates = [row["images_per_second"] for row in self.rows]
         summary = {
             "status": "finished",
@@ -414,7 +434,7 @@ class Training:
             "method": self.recipe.method,
             "entropy_floor": self.floor,
             "seed": self.settings.seed,
-            "epochs": self.epochs_done,
+            "epochs": len(self.rows),
             "tested_checkpoint": tested,
             "best": self.best,
             "test": {"accuracy": test.accuracy, "nll": test.nll, "examples": test.examples},

@@ -35,6 +35,7 @@ def read(
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path} is no readable parquet file ({reason}); is it damaged, or cut off?") from None
     image, label = _columns(schema, path)
+    digest = _with_files(digest, file, image, path.parent)
 
     def make() -> Decoded:
         labels: list[np.ndarray] = []
@@ -65,6 +66,33 @@ def _sha256(path: Path) -> str:
         raise DataError(f"there is no file {path}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _with_files(digest: str, file: pq.ParquetFile, image: str, folder: Path) -> str:
+    """The digest of the parquet file and of the image files that it names, if it names any."""
+    kind = file.schema_arrow.field(image).type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return digest
+    if pa.types.is_struct(kind) and not _may_lack_bytes(file, image):
+        return digest
+    together = hashlib.sha256(digest.encode())
+    for batch in file.iter_batches(1024, columns=[image]):
+        for value in batch.column(image).to_pylist():
+            name = value if isinstance(value, str) else value and value["bytes"] is None and value.get("path")
+            if name and (folder / name).is_file():  # one that is missing is told of by its row, when it is decoded
+                together.update((folder / name).read_bytes())
+    return together.hexdigest()
+
+
+def _may_lack_bytes(file: pq.ParquetFile, image: str) -> bool:
+    """True unless the file's statistics say that every image has its bytes in the file."""
+    names = [file.schema.column(i).path for i in range(len(file.schema))]
+    column = names.index(f"{image}.bytes")
+    for group in range(file.num_row_groups):
+        statistics = file.metadata.row_group(group).column(column).statistics
+        if statistics is None or not statistics.has_null_count or statistics.null_count:
+            return True
+    return False
 
 
 def _columns(schema: pa.Schema, path: Path) -> tuple[str, str]:
@@ -106,13 +134,19 @@ def _labels(column: pa.Array, first: int, path: Path) -> np.ndarray:
         row = first + next(i for i, value in enumerate(column) if not value.is_valid)
         raise DataError(f"row {row} of {path} has no label")
     values = column.to_numpy(zero_copy_only=False)
-    if pa.types.is_floating(column.type) and (values == np.floor(values)).all():
+    if pa.types.is_floating(column.type) and np.isfinite(values).all() and (values == np.floor(values)).all():
         values = values.astype(np.int64)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return values.astype(np.str_)
     if values.dtype.kind not in "iub":
-        bad = int(np.argmax(values != np.floor(values))) if values.dtype.kind == "f" else 0
+        bad = 0
+        if values.dtype.kind == "f":
+            bad = int(np.argmax(~np.isfinite(values) | (values != np.floor(values))))
         raise DataError(f"row {first + bad} of {path} has the label {values[bad]}, which is no class id and no name")
+    if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
+        raise DataError(
+            f"row {first + int(values.argmax())} of {path} has the label {values.max()}, which is no class id"
+        )
     return values.astype(np.int64)
 
 

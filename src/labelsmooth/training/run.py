@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from labelsmooth import __version__, _files
+from labelsmooth import __version__, _checks, _files
 from labelsmooth._errors import DataError
 from labelsmooth.training.recipes import Recipe
 
@@ -37,6 +38,21 @@ class Settings:
     device: str
     deterministic: bool
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, str):
+            raise _checks.error("data", "be a name or a path", repr(self.data))
+        share = _checks.number(self.val_split, "val_split", "be a number in [0, 1)")
+        if not 0.0 <= share < 1.0:
+            raise _checks.error("val_split", "be a number in [0, 1)", self.val_split)
+        object.__setattr__(self, "val_split", share)
+        object.__setattr__(self, "seed", _checks.class_count(self.seed, "seed", least=0))
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", _checks.class_count(self.image_size, "image_size", least=4))
+        if not isinstance(self.device, str):
+            raise _checks.error("device", "be auto, cpu, cuda or cuda:N", repr(self.device))
+        if not isinstance(self.deterministic, bool):
+            raise _checks.error("deterministic", "be true or false", repr(self.deterministic))
+
     def flat(self) -> dict[str, Any]:
         """A flat mapping of option names to values; the recipe's name stands under `recipe`."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
@@ -52,7 +68,13 @@ class RunFolder:
 
     @staticmethod
     def create(parent: Path, name: str) -> RunFolder:
-        """The next free folder for `name` under `parent`."""
+        """The next free folder for `name` under `parent`.
+
+        Raises:
+            ValueError: `parent` is a file.
+        """
+        if parent.exists() and not parent.is_dir():
+            raise _checks.error("out", "be a folder", str(parent))
         parent.mkdir(parents=True, exist_ok=True)
         safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
         taken = [int(m[1]) for item in parent.iterdir() if (m := re.fullmatch(rf"{re.escape(safe)}-(\d+)", item.name))]
@@ -126,11 +148,14 @@ class RunFolder:
         DataError: the file is missing or damaged.
         """
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(f"{self.path} has no {name}") from None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path / name} is damaged ({error})") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{self.path / name} is damaged (it holds no mapping)")
+        return value
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         buffer = io.StringIO()
@@ -139,23 +164,10 @@ class RunFolder:
         writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
         _files.write_text(self.path / "metrics.csv", buffer.getvalue())
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Raises:
-        DataError: `metrics.csv` is missing or damaged.
-        """
-        try:
-            with (self.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
-                rows = [
-                    {key: None if text == "" else float(text) for key, text in row.items()}
-                    for row in csv.DictReader(file)
-                ]
-        except (OSError, TypeError, ValueError) as error:
-            raise DataError(f"{self.path / 'metrics.csv'} is missing or damaged ({error})") from None
-        return [row | {"epoch": int(row["epoch"] or 0)} for row in rows]
-
     def log(self, line: str) -> None:
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+        # A disk without room for a line of the log is told of by what fails to be written next.
+        with suppress(OSError), (self.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{stamp} {line}\n")
 
 
