@@ -144,6 +144,13 @@ def test_config_and_its_precedence(run, tmp_path):
     text = (tmp_path / "runs" / "digits-001" / "config.yaml").read_text()
     assert "lr: 0.01\n" in text
     assert "val_split: 0.2\n" in text
+    (tmp_path / "p.yaml").write_text("epochs: 1\nplot: theirs.png\nout: there\n")
+    for arguments, drawn in ((("--plot", "ours.png"), "ours.png"), ((), "theirs.png")):
+        code, out, err = run("train", "--config", "p.yaml", *arguments)
+        assert code == 0, err
+        assert (tmp_path / drawn).exists()
+        assert drawn in out
+    assert len(list((tmp_path / "there").iterdir())) == 2
     code, _, _ = run("train", "--config", "runs/digits-001/config.yaml")
     assert code == 0
     again, first = ((tmp_path / "runs" / f"digits-00{i}" / "config.yaml").read_text() for i in (2, 1))

@@ -134,8 +134,9 @@ def cross_entropy_and_grad(
             raise _checks.error("mask", f"be boolean of shape {lead}", f"{keep.dtype} of shape {keep.shape}")
     if given.dtype.kind in "iu" and given.shape == lead:
         keep = keep & (given != ignore_index)
-        rows = _prior.Rows.of_ids(np.where(keep, given, 0), count)
-        _checks.label_range(np.where(keep, given, 0), count, "target")
+        ids = np.where(keep, given, 0)
+        _checks.label_range(ids, count, "target")
+        rows = _prior.Rows.of_ids(ids, count)
     elif given.shape == z.shape and (given.dtype.kind in "biu" or _checks.is_float(given.dtype)):
         rows = _prior.Rows.of_targets(np.where(keep[..., None], given, 0))
         if ignore_index >= 0:

@@ -127,17 +127,6 @@ def one_hot(labels: Any, num_classes: int, *, dtype: Any = None) -> Any:
     return smooth_labels(labels, 0.0, num_classes=num_classes, dtype=dtype)
 
 
-def _host_constants(*arrays: Any) -> list[np.ndarray | None] | None:
-    """Priors and masks as NumPy arrays; None where the values of one are not at hand."""
-    result = []
-    for x in arrays:
-        framework = _arrays.adapter(x)
-        result.append(x if x is None else np.asarray(x) if framework is None else framework.to_host(x))
-        if result[-1] is None and x is not None:
-            return None
-    return result
-
-
 def _smooth(
     labels: Any, epsilon: float, num_classes: Any, prior: Any, class_prior: Any, class_mask: Any, dtype: Any, out: Any
 ) -> np.ndarray:

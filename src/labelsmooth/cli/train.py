@@ -83,13 +83,10 @@ def train(
         result = training.resume(resume, plot=plot, reporter=reporter)
     else:
         settings = (_from_config(config, set(options)) if config is not None else {}) | given
-        result = training.train(
-            settings.pop("data", "digits"),
-            out=settings.pop("out", "runs"),
-            plot=plot or settings.pop("plot", None),
-            reporter=reporter,
-            **settings,
-        )
+        configured = settings.pop("plot", None)
+        plot = plot or configured
+        source, parent = settings.pop("data", "digits"), settings.pop("out", "runs")
+        result = training.train(source, out=parent, plot=plot, reporter=reporter, **settings)
     screen.print(_closing(result, plot), markup=False)
     if json:
         print_json({"run": str(result.folder), **result.summary})

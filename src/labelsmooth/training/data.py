@@ -107,9 +107,7 @@ def load(
         DataError: the data are missing, damaged, of one class only, or lack a class in training.
         ValueError: `val_split` or `image_size` is out of range.
     """
-    share = _checks.number(val_split, "val_split", "be a number in [0, 1)")
-    if not 0.0 <= share < 1.0:
-        raise _checks.error("val_split", "be a number in [0, 1)", val_split)
+    share = _checks.smoothing(val_split, "val_split")
     size = None if image_size is None else _checks.class_count(image_size, "image_size", least=4)
     progress = progress or Progress()
 

@@ -41,10 +41,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):
             raise _checks.error("data", "be a name or a path", repr(self.data))
-        share = _checks.number(self.val_split, "val_split", "be a number in [0, 1)")
-        if not 0.0 <= share < 1.0:
-            raise _checks.error("val_split", "be a number in [0, 1)", self.val_split)
-        object.__setattr__(self, "val_split", share)
+        object.__setattr__(self, "val_split", _checks.smoothing(self.val_split, "val_split"))
         object.__setattr__(self, "seed", _checks.class_count(self.seed, "seed", least=0))
         if self.image_size is not None:
             object.__setattr__(self, "image_size", _checks.class_count(self.image_size, "image_size", least=4))
