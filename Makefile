@@ -29,6 +29,7 @@ bench: install
 	$(RUN) benchmarks.bench_loss
 	$(RUN) benchmarks.bench_methods
 	$(RUN) benchmarks.bench_train
+	$(RUN) benchmarks.bench_folder
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

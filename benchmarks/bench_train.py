@@ -20,9 +20,12 @@ CLASSES = tuple("0123456789")
 def ours(precision: str) -> Training:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64 * STEPS, 32, 32, 3), np.uint8)
-    split = Split(images, rng.integers(0, 10, len(images)), np.arange(len(images)))
-    data = ImageData("random", "random", "", CLASSES, split, split.take(np.arange(0)), split)
-    training = Training(Settings("random", CLASSIC.changed(precision=precision), 0.0, 0, None, "cpu", False), data)
+    rows = np.arange(len(images))
+    split = Split(images, rows, rng.integers(0, 10, len(images)), rows, rows.astype(np.uint64))
+    sizes = np.full((len(images), 2), 32)
+    data = ImageData("random", "random", "", CLASSES, split, split.take(rows[:0]), split, (), ("train",), sizes)
+    recipe = CLASSIC.changed(precision=precision)
+    training = Training(Settings("random", recipe, 0.0, 0, None, None, None, "cpu", False), data)
     assert training.parameters == 1_652_826
     training.train_epoch(0, Reporter())
     return training

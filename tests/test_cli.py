@@ -1,5 +1,6 @@
 """The command, as a user runs it: output, exit codes, and messages that say what, where and how to mend it."""
 
+import io
 import json
 import os
 import pty
@@ -133,6 +134,71 @@ def test_predict(finished, run, tmp_path):
     assert row["file"] == "2.png"
     assert sum(row["probabilities"].values()) == pytest.approx(1)
     assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["label"]]
+    assert [one["label"] for one in row["top"]] == sorted(row["probabilities"], key=lambda k: -row["probabilities"][k])[
+        :3
+    ]
+
+
+def test_predict_folders_and_a_list_on_stdin(finished, run, tmp_path, monkeypatch):
+    from PIL import Image
+
+    folder, _ = finished
+    for name in ("b.png", "deeper/a.jpg", "deeper/notes.txt"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 99).save(tmp_path / "mine" / name, "png")
+    code, out, err = run("predict", folder, "mine", "--json")
+    assert code == 0
+    assert [json.loads(line)["file"] for line in out.splitlines()] == ["mine/b.png", "mine/deeper/a.jpg"]
+    assert err == "labelsmooth: passed over in mine: 1 files that are no images: mine/deeper/notes.txt\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("mine/b.png\n\nmine/deeper\ngone.png\n"))
+    code, out, err = run("predict", folder, "-", "--top", "1")
+    assert code == 3
+    assert [line.partition(":")[0] for line in out.splitlines()] == ["mine/b.png", "mine/deeper/a.jpg"]
+    assert "labelsmooth: gone.png: there is no such file" in err
+    (tmp_path / "empty").mkdir()
+    code, out, err = run("predict", folder, "empty")
+    assert (code, out) == (3, "")
+    assert "empty holds no image" in err
+
+
+def test_data(run, tmp_path):
+    from tests.test_own_data import classes, tree
+
+    files = classes("train/") | classes("test/", 6, seed=1) | {"train/cat/notes.txt": b"x"}
+    tree(tmp_path / "pets", files)
+    (tmp_path / "pets/test/dog/leak.png").write_bytes((tmp_path / "pets/train/dog/001.png").read_bytes())
+    code, out, _ = run("data", "pets")
+    assert code == 0
+    for line in (
+        "examples     20 train, 0 val, 7 test (its own: train, test)",
+        "images       9x9\n",
+        "trained at   9x9, RGB",
+        "classes      2; the largest has 1 times the training images of the smallest",
+        "             cat  10 train, 0 val, 3 test",
+        "duplicates   1 test in train",
+        "left out     1\n             1 files that are no images: pets/train/cat/notes.txt",
+    ):
+        assert line in out
+    code, out, _ = run("data", "pets", "--json")
+    assert json.loads(out)["duplicates"]["test in train"] == 1
+    code, _, err = run("data", "nowhere")
+    assert code == 3
+    assert "there is no nowhere; give digits, cifar10, a folder with a sub-folder per class" in err
+
+
+def test_looking_at_data_needs_no_pytorch(tmp_path):
+    code = "import sys; from labelsmooth.cli import main; main(['data']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_more_epochs_from_the_command_line(run, tmp_path):
+    assert run("train", "--epochs", "1")[0] == 0
+    code, out, _ = run("train", "--resume", "runs/digits-001", "--epochs", "2")
+    assert code == 0
+    assert "resuming runs/digits-001 after 1 epoch" in out
+    code, _, err = run("train", "--resume", "runs/digits-001", "--epochs", "2", "--seed", "1")
+    assert code == 2
+    assert "--resume goes on with the run's own settings, but for --epochs; leave out --seed" in err
 
 
 def test_config_and_its_precedence(run, tmp_path):
@@ -250,7 +316,7 @@ def test_help_imports_no_framework():
     code = """
 import sys
 from labelsmooth.cli import main
-for arguments in ([], ["--help"], *([name, "--help"] for name in ("train", "evaluate", "predict", "explain", "doctor"))):
+for arguments in ([], ["--help"], *([name, "--help"] for name in ("train", "evaluate", "predict", "data", "explain", "doctor"))):
     assert main(arguments) == 0
 heavy = {"torch", "numpy", "sklearn", "matplotlib", "pyarrow", "PIL", "yaml", "jax", "tensorflow", "keras"}
 print(sorted(heavy & set(sys.modules)), file=sys.stderr)
@@ -272,7 +338,7 @@ def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(moment, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert re.search(r"interrupted; .* kept\. Go on with:\n  labelsmooth train --resume runs/digits-001\n", err)
+    assert re.search(r"interrupted; saved: .*\. Go on with:\n  labelsmooth train --resume runs/digits-001\n", err)
     folder = tmp_path / "runs" / "digits-001"
     assert not list(folder.rglob(".*"))  # nothing half-written
     config = folder / "config.yaml"

@@ -1,13 +1,18 @@
 """Models: the published parameter counts, Keras' defaults, and MiniGoogLeNet written out a second time."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import shift as scipy_shift
 
-from labelsmooth.training.augmentation import shift_and_flip
-from labelsmooth.training.models import Classifier, MiniGoogLeNet, SmallNet, build
+from labelsmooth.training import Recipe, load
+from labelsmooth.training.augmentation import Augmentation, continuous, whole_pixels
+from labelsmooth.training.data import Split
+from labelsmooth.training.models import Classifier, FastNet, MiniGoogLeNet, SmallNet, build
+from labelsmooth.training.optimizers import Muon, orthogonalised
 
 
 def test_minigooglenet_has_the_published_number_of_parameters():
@@ -73,48 +78,165 @@ def test_other_image_sizes(name, size, channels):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"model must be one of 'minigooglenet', 'small'; got 'resnet'"):
+    with pytest.raises(ValueError, match=r"model must be one of 'minigooglenet', 'fast', 'small'; got 'resnet'"):
         build("resnet", image_shape=(32, 32, 3), num_classes=2, dropout=0)
     with pytest.raises(ValueError, match=r"minigooglenet needs at least 7x7 .*; got minigooglenet for images of 6x32"):
         build("minigooglenet", image_shape=(6, 32, 3), num_classes=2, dropout=0)
 
 
 def test_the_classifier_subtracts_the_mean_image():
-    mean = torch.rand(1, 8, 8) * 255
-    network = SmallNet(3).eval()
-    classifier = Classifier(network, mean).eval()
+    data = load("digits")
+    classifier = Classifier(SmallNet(3).eval(), (8, 8, 1)).eval()
+    classifier.fit_to(data.train)
     pixels = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     x = classifier.normalise(pixels)
-    torch.testing.assert_close(x, pixels.float() - mean)
+    mean = torch.from_numpy(data.train.images.mean(axis=0, dtype=np.float64)).permute(2, 0, 1)
+    torch.testing.assert_close(x, pixels.float() - mean.float())
     features, logits = classifier.features_and_logits(x)
-    torch.testing.assert_close(logits, network(x))
-    torch.testing.assert_close(features, network.features(x))
+    torch.testing.assert_close(logits, classifier.network(x))
+    torch.testing.assert_close(features, classifier.network.features(x))
+
+
+# FastNet.
+
+
+def test_fastnet_sees_standardised_channels_through_a_whitening_layer():
+    rng = np.random.default_rng(0)
+    smooth = rng.normal(size=(300, 40, 40, 3)).cumsum(1).cumsum(2)[:, 8:, 8:]  # neighbours alike, as in pictures
+    pixels = (smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255
+    images = (pixels * [1, 0.5, 0.25]).astype(np.uint8)
+    rows = np.arange(300)
+    split = Split(images, rows, rows % 3, rows, rows.astype(np.uint64))
+    classifier = Classifier(build("fast", image_shape=(32, 32, 3), num_classes=3, dropout=0.0), (32, 32, 3))
+    classifier.fit_to(split)
+    x = classifier.normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
+    white = classifier.network.whiten(x).transpose(0, 1).flatten(1)[:12].double()
+    second = white @ white.T / white.shape[1]
+    variances = second.diagonal()
+    assert (variances[:6] - 1).abs().max() < 0.05  # the smallest ones are damped
+    assert (second - torch.diag(variances)).abs().max() < 0.05
+    torch.testing.assert_close(classifier.network.whiten.weight[12:], -classifier.network.whiten.weight[:12])
+    assert not classifier.network.whiten.weight.requires_grad
+
+
+def test_fastnet_begins_as_the_identity_and_has_the_documented_size():
+    network = FastNet(10)
+    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 3_151_512
+    x = torch.rand(2, 24, 6, 6)
+    torch.testing.assert_close(network.stages[0].first(x)[:, :24], x)
+    assert network.eval()(torch.rand(2, 3, 32, 32)).abs().max() < 0.5  # small logits at first
+
+
+def test_fastnet_pools_as_far_as_the_images_allow():
+    for size, side in ((8, 3), (12, 5), (16, 3), (28, 3), (32, 3), (48, 5), (64, 3), (128, 3)):
+        network = FastNet(5, 1, size=size).eval()
+        assert network.stages(network.whiten(torch.rand(1, 1, size, size))).shape[2:] == (side, side), size
+        smaller = round(0.75 * size)
+        assert network(torch.rand(1, 1, smaller, smaller)).shape == (1, 5)
 
 
 # Augmentation, against SciPy's shift, which is what Keras calls.
 
 
 def test_shift_is_scipys_with_nearest_fill():
-    images = torch.rand(6, 2, 9, 11)
-    shifted = shift_and_flip(images, torch.Generator().manual_seed(3), shift=0.3, flip=False)
-    draws = torch.rand(6, 3, generator=torch.Generator().manual_seed(3)).double().numpy()
-    for image, result, (_, x, y) in zip(images.numpy(), shifted.numpy(), draws, strict=True):
-        move = -(2 * y - 1) * 0.3 * 9, -(2 * x - 1) * 0.3 * 11
+    images, draws = torch.rand(6, 2, 9, 11), torch.rand(6, 2) * 0.6 - 0.3
+    shifted = continuous(images, draws, torch.zeros(6, dtype=torch.bool))
+    for image, result, (x, y) in zip(images.numpy(), shifted.numpy(), draws.double().numpy(), strict=True):
         for channel, moved in zip(image, result, strict=True):
-            np.testing.assert_allclose(moved, scipy_shift(channel, move, order=1, mode="nearest"), atol=2e-5)
+            np.testing.assert_allclose(
+                moved, scipy_shift(channel, (-y * 9, -x * 11), order=1, mode="nearest"), atol=2e-5
+            )
+
+
+def test_whole_pixels_are_numpys_reflection():
+    images, draws = torch.rand(50, 3, 9, 16), torch.rand(50, 2) * 2 - 1
+    flips = torch.arange(50) % 2 == 0
+    result = whole_pixels(images, draws, flips, 0.125).numpy()
+    seen = set()
+    for i, (image, one) in enumerate(zip(images.numpy(), result, strict=True)):
+        padded = np.pad(image, ((0, 0), (1, 1), (2, 2)), mode="reflect")
+        found = []
+        for down, right in itertools.product(range(3), range(5)):
+            crop = padded[:, down : down + 9, right : right + 16]
+            if np.array_equal(crop[..., ::-1] if flips[i] else crop, one):
+                found.append((down, right))
+        assert found, i
+        seen |= set(found)
+    assert {down for down, _ in seen} == {0, 1, 2}
+    assert {right for _, right in seen} == {0, 1, 2, 3, 4}
+
+
+def epoch(recipe, number, n=4000):
+    seeded = [torch.Generator().manual_seed(seed) for seed in (10 + number, 7)]
+    return Augmentation(recipe, n, number, *seeded, torch.device("cpu"))
 
 
 def test_shifts_and_flips_cover_their_range():
     n = 4000
-    ramp = torch.arange(41.0).expand(n, 1, 41, 41)  # a pixel's value is its column
-    generator = torch.Generator().manual_seed(0)
-    centre = shift_and_flip(ramp, generator, shift=0.1, flip=False)[:, 0, 20, 20] - 20
+    ramp, rows = torch.arange(41.0).expand(n, 1, 41, 41), torch.arange(n)  # a pixel's value is its column
+    centre = epoch(Recipe(shift=0.1, flip=False), 0)(ramp, rows)[:, 0, 20, 20] - 20
     assert float(centre.min()) == pytest.approx(-4.1, abs=0.02)
     assert float(centre.max()) == pytest.approx(4.1, abs=0.02)
     assert float(centre.std()) == pytest.approx(8.2 / np.sqrt(12), rel=0.03)
-    flipped = shift_and_flip(ramp, generator, shift=0.0, flip=True)
+    flipped = epoch(Recipe(shift=0.0), 0)(ramp, rows)
     mirrored = (flipped[:, 0, 0, 0] - 40).abs() < 1e-3
     assert 0.47 < float(mirrored.float().mean()) < 0.53
     torch.testing.assert_close(flipped[mirrored], ramp[mirrored].flip(-1), atol=1e-4, rtol=0)
     torch.testing.assert_close(flipped[~mirrored], ramp[~mirrored], atol=1e-4, rtol=0)
-    assert shift_and_flip(ramp, generator, shift=0.0, flip=False) is ramp
+    assert epoch(Recipe(shift=0.0, flip=False), 0)(ramp, rows) is ramp
+
+
+def test_what_happens_to_an_image_depends_on_its_number_and_not_on_its_batch():
+    recipe, images = Recipe(shift=0.1), torch.rand(40, 3, 8, 8)
+    whole = epoch(recipe, 0, 40)(images, torch.arange(40))
+    rows = torch.tensor([31, 2, 17])
+    torch.testing.assert_close(epoch(recipe, 0, 40)(images[rows], rows), whole[rows])
+
+
+def test_alternate_flips_mirror_every_image_every_second_epoch():
+    recipe, n = Recipe(alternate=True), 1000
+    flips = [epoch(recipe, number, n).flips for number in range(4)]
+    assert torch.equal(flips[0], ~flips[1])
+    assert torch.equal(flips[0], flips[2])
+    assert 400 < int(flips[0].sum()) < 600
+    at_random = [epoch(Recipe(), number, n).flips for number in range(2)]
+    assert 400 < int((at_random[0] ^ at_random[1]).sum()) < 600
+
+
+# Muon.
+
+
+def test_orthogonalised_matrices_have_singular_values_near_1():
+    for shape in ((64, 576), (256, 40), (32, 32)):
+        matrix = torch.randn(shape, dtype=torch.float64)
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        result = orthogonalised(matrix)
+        assert result.dtype == torch.float64
+        singular = torch.linalg.svdvals(result)[s > 0.2 * s[0]]
+        assert float(singular.min()) > 0.4
+        assert float(singular.max()) < 1.6
+        cosine = (result * (u @ vt)).sum() / result.norm() / (u @ vt).norm()
+        assert float(cosine) > 0.85  # the same directions
+
+
+def test_muon_steps_as_written_down():
+    kernel = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
+    bias = torch.nn.Parameter(torch.randn(5))
+    adam_bias = torch.nn.Parameter(bias.detach().clone())
+    ours = Muon([kernel], [bias], lr=0.1, momentum=0.6, other_lr=0.02)
+    for group in ours.param_groups:
+        group["lr"] = 0.1 * group["scale"]
+    theirs = torch.optim.Adam([adam_bias], lr=0.02, betas=Muon.betas, eps=Muon.eps)
+    before, velocity = kernel.detach().clone(), torch.zeros(8, 4, 3, 3)
+    for _ in range(3):
+        kernel.grad, bias.grad = torch.randn_like(kernel), torch.randn_like(bias)
+        adam_bias.grad = bias.grad.clone()
+        velocity = 0.6 * velocity + kernel.grad
+        direction = kernel.grad + 0.6 * velocity
+        before = before * (8**0.5 / before.norm()) - 0.1 * orthogonalised(direction.reshape(8, 36)).reshape(8, 4, 3, 3)
+        ours.step()
+        theirs.step()
+        torch.testing.assert_close(kernel.detach(), before)
+        torch.testing.assert_close(bias, adam_bias)

@@ -33,7 +33,7 @@ def table(folder):
 
 def training(recipe=DIGITS, data=None, seed=0, **changes):
     data = data or load("digits", seed=seed)
-    return Training(Settings("digits", recipe.changed(**changes), 0.1, seed, None, "cpu", False), data)
+    return Training(Settings("digits", recipe.changed(**changes), 0.1, seed, None, None, None, "cpu", False), data)
 
 
 class Steps(Reporter):
@@ -251,14 +251,14 @@ def test_an_interrupted_run_goes_on_bit_for_bit(recipe, tmp_path):
     whole = train("digits", out=tmp_path / "whole", **options)
     with pytest.raises(Interrupted) as caught:
         train("digits", out=tmp_path / "cut", reporter=StopAt(2), **options)
-    assert caught.value.epochs_done == 2
+    assert caught.value.saved == "2 epochs"
     went_on = resume(caught.value.folder)
     assert same_weights(went_on.folder, whole.folder)
     assert went_on.summary["test"] == whole.summary["test"]
     assert went_on.summary["best"] == whole.summary["best"]
     rows = [[{k: v for k, v in row.items() if "second" not in k} for row in table(r.folder)] for r in (whole, went_on)]
     assert rows[0] == rows[1]
-    with pytest.raises(ValueError, match="resume must name a run that is not finished"):
+    with pytest.raises(ValueError, match="resume must name a run that is not finished, or come with more --epochs"):
         resume(went_on.folder)
 
 
@@ -367,7 +367,8 @@ def test_resume_refuses_other_data_and_no_run(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_it(tmp_path):
     with pytest.raises(
-        TrainingError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at learning rate .*no epoch was finished"
+        TrainingError,
+        match=r"the loss became (nan|inf) in epoch 1, step \d+, at learning rate .*there is no checkpoint yet",
     ):
         train("digits", lr=1e8, out=tmp_path)
     assert (tmp_path / "digits-001" / "config.yaml").is_file()

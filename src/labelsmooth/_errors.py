@@ -10,8 +10,8 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a training, after so many finished epochs of the run in `folder`."""
+    """Ctrl-C or SIGTERM during a training; `saved` says what the checkpoint in `folder` holds, or nothing."""
 
-    def __init__(self, folder: str, epochs_done: int) -> None:
-        super().__init__(f"interrupted after {epochs_done} epochs; the run is in {folder}")
-        self.folder, self.epochs_done = folder, epochs_done
+    def __init__(self, folder: str, saved: str) -> None:
+        super().__init__(f"interrupted after {saved or 'nothing'}; the run is in {folder}")
+        self.folder, self.saved = folder, saved

@@ -34,9 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not isinstance(stop, Interrupted):
             return _fail("interrupted", 130, debug)
-        kept = "one finished epoch is" if stop.epochs_done == 1 else f"{stop.epochs_done} finished epochs are"
         resume = f"labelsmooth train --resume {shlex.quote(stop.folder)}"
-        return _fail(f"interrupted; {kept} kept. Go on with:\n  {resume}", 130, debug)
+        return _fail(f"interrupted; saved: {stop.saved or 'nothing yet'}. Go on with:\n  {resume}", 130, debug)
 
 
 def _run(tokens: list[str], debug: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cyclopts import App
 
 from labelsmooth import __version__
+from labelsmooth.cli.data import data
 from labelsmooth.cli.doctor import doctor
 from labelsmooth.cli.evaluate import evaluate
 from labelsmooth.cli.explain import explain
@@ -24,6 +25,6 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
         help_format="plaintext",  # its default loads a Markdown parser, 60 ms
     )
-    for command in (train, evaluate, predict, explain, doctor):
+    for command in (train, evaluate, predict, data, explain, doctor):
         app.command(command)
     return app

@@ -12,8 +12,8 @@ def doctor(*, json: Json = False) -> None:
     import importlib.util
 
     from labelsmooth.training import cifar10
+    from labelsmooth.training.cache import cache_folder
     from labelsmooth.training.devices import choose_device, choose_precision
-    from labelsmooth.training.images import cache_folder
     from labelsmooth.training.run import environment
 
     device = choose_device("auto")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -13,7 +12,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from labelsmooth.training.data import Progress
+    from labelsmooth.training.listing import Progress
 
 
 def _whole(type_: Any, tokens: Any) -> int:
@@ -52,81 +51,99 @@ def _finite(value: Any) -> Any:
     return value
 
 
+class _Bar:
+    """A bar that is there while something goes on, and only on a terminal."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        self.bar: Any = None
+        self.task: Any = None
+
+    def show(self, text: str, done: int, count: int) -> None:
+        if not self.out.is_terminal:
+            return
+        if self.bar is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.out, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task(text)
+        self.bar.update(self.task, description=text, completed=done, total=count)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class _DownloadBar:
+    """tqdm's interface, as pooch wants it, over rich's bar."""
+
+    def __init__(self, out: Console) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.total = 0
+        self.bar = Progress(
+            TextColumn("downloading CIFAR-10"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=out
+        )
+        self.task = self.bar.add_task("download", total=None)
+
+    def update(self, size: int) -> None:
+        self.bar.start()
+        self.bar.update(self.task, advance=size, total=self.total)
+
+    def reset(self) -> None:
+        self.bar.update(self.task, completed=0)
+
+    def close(self) -> None:
+        self.bar.stop()
+
+
+def data_progress(out: Console) -> Progress:
+    """What reading data tells, printed to `out`."""
+    from labelsmooth.training.listing import Progress
+
+    bar = _Bar(out)
+
+    def decoded(done: int, count: int) -> None:
+        bar.show("decoding images", done, count)
+        if done == count:
+            bar.close()
+
+    def note(text: str) -> None:
+        bar.close()
+        out.print(text, markup=False)
+
+    return Progress(decoded=decoded, note=note, download=_DownloadBar(out) if out.is_terminal else False)
+
+
 def make_reporter(out: Console) -> Any:
     """A `Reporter` that prints to `out`: a live bar on a terminal, a line per epoch anywhere."""
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     from labelsmooth.training import Reporter
-    from labelsmooth.training.data import Progress
 
     class Printer(Reporter):
         def __init__(self) -> None:
-            self.bar: Bar | None = None
-            self.task: Any = None
+            self.bar = _Bar(out)
             self.training: Any = None
 
         def data_progress(self) -> Progress:
-            return Progress(
-                decoded=self._decoded(), note=self.note, download=_DownloadBar(out) if out.is_terminal else False
-            )
-
-        def _decoded(self) -> Callable[[int, int], None]:
-            def show(done: int, count: int) -> None:
-                self._show("decoding images", done, count)
-                if done == count:
-                    self._close()
-
-            return show
+            return data_progress(out)
 
         def begin(self, training: Any, folder: Path) -> None:
             self.training = training
             out.print(_describe(training, folder), markup=False)
 
         def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
-            self._show(f"epoch {epoch + 1}  loss {loss:.4f}", done, steps)
+            self.bar.show(f"epoch {epoch + 1}  loss {loss:.4f}", done, steps)
 
         def epoch(self, row: dict[str, Any], best: bool) -> None:
-            self._close()
+            self.bar.close()
             out.print(_epoch_line(row, best, self.training.epochs), markup=False)
 
         def note(self, text: str) -> None:
+            self.bar.close()
             out.print(text, markup=False)
-
-        def _show(self, text: str, done: int, count: int) -> None:
-            if not out.is_terminal:
-                return
-            if self.bar is None:
-                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-                self.bar = Bar(*columns, console=out, transient=True)
-                self.bar.start()
-                self.task = self.bar.add_task(text)
-            self.bar.update(self.task, description=text, completed=done, total=count)
-
-        def _close(self) -> None:
-            if self.bar is not None:
-                self.bar.stop()
-                self.bar = None
-
-    class _DownloadBar:
-        """tqdm's interface, as pooch wants it, over rich's bar."""
-
-        def __init__(self, target: Console) -> None:
-            self.total = 0
-            self.bar = Bar(
-                TextColumn("downloading CIFAR-10"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=target
-            )
-            self.task = self.bar.add_task("download", total=None)
-
-        def update(self, size: int) -> None:
-            self.bar.start()
-            self.bar.update(self.task, advance=size, total=self.total)
-
-        def reset(self) -> None:
-            self.bar.update(self.task, completed=0)
-
-        def close(self) -> None:
-            self.bar.stop()
 
     return Printer()
 

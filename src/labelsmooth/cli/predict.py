@@ -3,48 +3,73 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from labelsmooth.cli.output import Json, WholeNumber, print_json
 
 
-def predict(run: Path, /, *files: Path, top: WholeNumber = 3, device: str = "auto", json: Json = False) -> int:
-    """Class probabilities of image files, by a trained run.
+def predict(run: Path, /, *files: str, top: WholeNumber = 3, device: str = "auto", json: Json = False) -> int:
+    """Class probabilities of image files, by a trained run, at the preprocessing that it was trained with.
 
     A file that cannot be read is reported, the others are still predicted, and the exit code is 3. --json prints JSON
     Lines: an object for every file, with `error` in that of one that cannot be read.
 
     Args:
         run: the run's folder.
-        files: image files.
-        top: how many classes to show.
+        files: image files, folders (searched at any depth), or - for a list of them on stdin, one per line.
+        top: how many classes to show, and to list under `top` in JSON.
         device: auto, cpu, cuda or cuda:N.
     """
     import numpy as np
 
     from labelsmooth import _checks
     from labelsmooth.training import Predictor
+    from labelsmooth.training.listing import printable
 
     count = _checks.class_count(top, "top")
     if not files:
-        raise _checks.error("files", "name at least one image", "none")
+        raise _checks.error("files", "name at least one image or folder, or be - for a list on stdin", "none")
 
     predictor = Predictor(run, device)
     failed = 0
-    for file, probabilities in predictor.probabilities(files):
+    for file, probabilities in predictor.probabilities(_expanded(files)):
+        name = printable(str(file))
         if not isinstance(probabilities, np.ndarray):
             failed += 1
             print(f"labelsmooth: {probabilities}", file=sys.stderr)
             if json:
-                print_json({"file": str(file), "error": str(probabilities)})
+                print_json({"file": name, "error": str(probabilities)})
             continue
         best = np.argsort(-probabilities, kind="stable")[:count]
         pairs = [(predictor.classes[k], float(probabilities[k])) for k in best]
         if json:
-            everything = dict(zip(predictor.classes, map(float, probabilities), strict=True))
-            print_json(
-                {"file": str(file), "label": pairs[0][0], "probability": pairs[0][1], "probabilities": everything}
-            )
+            print_json({
+                "file": name,
+                "label": pairs[0][0],
+                "probability": pairs[0][1],
+                "top": [{"label": label, "probability": p} for label, p in pairs],
+                "probabilities": dict(zip(predictor.classes, map(float, probabilities), strict=True)),
+            })  # fmt: skip
         else:
-            print(f"{file}: " + ", ".join(f"{name} {p:.4f}" for name, p in pairs))
+            print(f"{name}: " + ", ".join(f"{label} {p:.4f}" for label, p in pairs))
     return 3 if failed else 0
+
+
+def _expanded(names: tuple[str, ...]) -> Iterator[str]:
+    """Files as they are named, those in folders, and those on stdin."""
+    from labelsmooth._errors import DataError
+    from labelsmooth.training import folders
+
+    for name in names:
+        if name == "-":
+            yield from _expanded(tuple(line for line in sys.stdin.read().splitlines() if line and line != "-"))
+        elif Path(name).is_dir():
+            found = folders.search(name)
+            for line in found.lines():
+                print(f"labelsmooth: passed over in {name}: {line}", file=sys.stderr)
+            if not found.files:
+                raise DataError(f"{name} holds no image")
+            yield from found.files
+        else:
+            yield name

@@ -1,4 +1,4 @@
-"""Random shift and flip of a batch, on its device, in one resampling."""
+"""Random shifts and flips of batches, on their device, in one resampling."""
 
 from __future__ import annotations
 
@@ -6,30 +6,95 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labelsmooth.training.recipes import Recipe
 
-def shift_and_flip(images: Tensor, generator: torch.Generator, *, shift: float, flip: bool) -> Tensor:
-    """Each image moved by up to `shift` of its size in both directions, and mirrored with probability 1/2.
 
-    Shifts are continuous: bilinear interpolation, and the nearest pixel where nothing is left to show (what Keras'
-    ImageDataGenerator does with ``width_shift_range``, ``height_shift_range`` and ``fill_mode="nearest"``).
+class Augmentation:
+    """What happens to each training image in one epoch: a function of the seeds and of the image's number alone.
+
+    Args:
+        recipe: its `shift`, `shift_by`, `flip` and `alternate` are used.
+        examples: how many training images there are.
+        epoch: from 0.
+        draws: seeded for this epoch.
+        first_flips: seeded once for all epochs.
+        device: of the images.
+    """
+
+    def __init__(
+        self, recipe: Recipe, examples: int, epoch: int, draws: torch.Generator, first_flips: torch.Generator,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.recipe = recipe
+        self.shifts = (torch.rand(examples, 2, generator=draws) * 2 - 1).to(device)
+        if recipe.alternate:  # each image is seen as often one way as the other (cifar10-airbench, section 3.6)
+            flips = (torch.rand(examples, generator=first_flips) < 0.5) ^ (epoch % 2 == 1)
+        else:
+            flips = torch.rand(examples, generator=draws) < 0.5
+        self.flips = (flips & recipe.flip).to(device)
+
+    def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Shifted and flipped images, float ``[n, C, H, W]``; `rows` says which they are."""
+        if self.recipe.shift == 0 and not self.recipe.flip:
+            return images
+        shift = self.recipe.shift
+        if self.recipe.shift_by == "pixels":
+            return whole_pixels(images, self.shifts[rows], self.flips[rows], shift)
+        return continuous(images, self.shifts[rows] * shift, self.flips[rows])
+
+
+def continuous(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Each image moved, and mirrored where `flips` is True.
+
+    Bilinear interpolation, and the nearest pixel where nothing is left to show: what Keras' ImageDataGenerator does
+    with ``width_shift_range``, ``height_shift_range`` and ``fill_mode="nearest"``.
 
     Args:
         images: float ``[N, C, H, W]``.
-        generator: a CPU generator; the draws are the same on every device.
-        shift: the largest shift, as a share of height and of width, in [0, 1).
-        flip: mirror left and right.
+        shifts: float ``[N, 2]``, to the left and upwards, as shares of width and height.
+        flips: bool ``[N]``.
 
     Returns:
         Images of the same shape and dtype.
     """
-    if shift == 0 and not flip:
-        return images
-    n = images.shape[0]
-    draws = torch.rand(n, 3, generator=generator)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = torch.where(draws[:, 0] < 0.5, -1.0, 1.0) if flip else 1.0
+    theta = images.new_zeros(len(images), 2, 3)
+    theta[:, 0, 0] = 1.0 - 2.0 * flips.to(images.dtype)
     theta[:, 1, 1] = 1.0
-    theta[:, :, 2] = (draws[:, 1:] * 2 - 1) * 2 * shift  # an image is 2 wide in these coordinates
-    theta = theta.to(images.device, images.dtype, non_blocking=True)
+    theta[:, :, 2] = shifts * 2  # an image is 2 wide in these coordinates
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def whole_pixels(images: Tensor, draws: Tensor, flips: Tensor, shift: float) -> Tensor:
+    """Each image moved by whole pixels, the edge reflected, and mirrored where `flips` is True.
+
+    Args:
+        images: ``[N, C, H, W]``.
+        draws: float ``[N, 2]`` in [-1, 1), for height and width; every number of pixels is as likely.
+        flips: bool ``[N]``.
+        shift: the largest shift, as a share of height and of width; below a half of a pixel it is none.
+
+    Returns:
+        Images of the same shape and dtype, channels last in memory.
+    """
+    height, width = images.shape[2:]
+    down = _reflected(draws[:, 0], height, shift)
+    right = _reflected(draws[:, 1], width, shift)
+    right = torch.where(flips[:, None], right.flip(1), right)
+    numbers = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[numbers, down[:, :, None], right[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _reflected(draws: Tensor, size: int, shift: float) -> Tensor:
+    """Which row (or column) each place of each image shows, ``int64[N, size]``."""
+    most = min(round(shift * size), size - 1)
+    moved = ((draws + 1) / 2 * (2 * most + 1)).floor().long().clamp(max=2 * most) - most
+    place = torch.arange(size, device=draws.device) + moved[:, None]
+    place = place.abs()
+    return torch.where(place >= size, 2 * (size - 1) - place, place)
+
+
+def smaller(images: Tensor, scale: float) -> Tensor:
+    """Images at a share of their height and width, by an antialiased bilinear filter."""
+    size = [max(1, round(side * scale)) for side in images.shape[2:]]
+    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)

@@ -16,7 +16,9 @@ from torch import Tensor
 from labelsmooth import _files
 from labelsmooth._errors import DataError
 
-_OPTIMISER = "optimizer/"  # before the names of the momentum buffers; a weight's name has no slash
+# Before the names of the optimiser's tensors, and of those of the running epoch; a weight's name has no slash.
+_OPTIMISER = "optimizer/"
+_RUNNING = "running/"
 
 
 def save_weights(path: Path, model: torch.nn.Module, state: dict[str, Any]) -> None:
@@ -26,15 +28,23 @@ def save_weights(path: Path, model: torch.nn.Module, state: dict[str, Any]) -> N
 
 
 def save_training(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    running: dict[str, Tensor],
 ) -> None:
-    """`last.safetensors`, with the optimiser's state; the one before becomes `previous.safetensors`."""
+    """`last.safetensors`, with the optimiser's state and the tensors of the running epoch, if one was begun.
+
+    The one before becomes `previous.safetensors`.
+    """
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = _tensors(model)
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{_OPTIMISER}{names[parameter]}/{key}"] = value.detach().cpu().contiguous()
+    tensors |= {_RUNNING + name: value.detach().cpu().contiguous() for name, value in running.items()}
     last = folder / "last.safetensors"
     with _files.replacing(last) as temporary:
         temporary.write_bytes(_serialised(tensors, state))
@@ -56,11 +66,13 @@ def load_weights(path: Path, model: torch.nn.Module) -> dict[str, Any]:
     return state
 
 
-def load_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_training(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Put weights and optimiser state of a checkpoint into `model` and `optimizer`.
 
     Returns:
-        The state that was saved with them.
+        The state that was saved with them, and the tensors of the epoch that was running.
 
     Raises:
         DataError: as `load_weights`.
@@ -72,12 +84,14 @@ def load_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
         if name.startswith(_OPTIMISER):
             parameter, _, key = name.removeprefix(_OPTIMISER).rpartition("/")
             value = parameters[parameter]
-            optimizer.state[value][key] = torch.empty_like(value).copy_(tensor)
-    return state
+            target = torch.empty_like(value) if tensor.shape == value.shape else torch.empty_like(tensor)
+            optimizer.state[value][key] = target.copy_(tensor)
+    running = {key.removeprefix(_RUNNING): tensor for key, tensor in tensors.items() if key.startswith(_RUNNING)}
+    return state, running
 
 
 def _put_weights(path: Path, model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMISER)}
+    weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from labelsmooth._errors import DataError
-from labelsmooth.training.images import Decoded, cache_folder
+from labelsmooth.training import arrays
+from labelsmooth.training.cache import cache_folder
+from labelsmooth.training.listing import Listing
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -60,8 +62,8 @@ def fetch(progressbar: Any, *, url: str = URL, sha256: str = SHA256) -> Path:
         logger.setLevel(level)
 
 
-def read(path: Path) -> tuple[Decoded, Decoded, str]:
-    """The training and the test images of a binary archive (or of the folder that it unpacks to), and their SHA-256.
+def read(path: Path) -> Listing:
+    """The training and the test images of a binary archive, or of the folder that it unpacks to.
 
     Raises:
         DataError: a file is missing or has another size.
@@ -76,7 +78,9 @@ def read(path: Path) -> tuple[Decoded, Decoded, str]:
             raise DataError(f"{name} in {path} has {len(blob)} bytes, no multiple of {_RECORD}; it is damaged")
         digest.update(blob)
     train = _records(b"".join(blobs[name] for name in TRAIN_FILES), path)
-    return train, _records(blobs[TEST_FILE], path), digest.hexdigest()
+    test = _records(blobs[TEST_FILE], path)
+    images, labels = ({"train": one, "test": other} for one, other in zip(train, test, strict=True))
+    return arrays.of_arrays("cifar10", images, labels, CLASSES, digest.hexdigest(), str(path))
 
 
 def _from_folder(path: Path) -> dict[str, bytes]:
@@ -99,10 +103,10 @@ def _from_archive(path: Path) -> dict[str, bytes]:
     return blobs
 
 
-def _records(blob: bytes, path: Path) -> Decoded:
+def _records(blob: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     rows = np.frombuffer(blob, np.uint8).reshape(-1, _RECORD)
     labels = rows[:, 0].astype(np.int64)
     if labels.max() >= len(CLASSES):
         raise DataError(f"{path} holds the label {labels.max()}; CIFAR-10's are 0..9, so this is another file")
     images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Decoded(np.ascontiguousarray(images), labels, CLASSES)
+    return np.ascontiguousarray(images), labels

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,83 @@ import numpy as np
 
 from labelsmooth import _checks
 from labelsmooth._errors import DataError
-from labelsmooth.training import cifar10, parquet
-from labelsmooth.training.images import Decoded, resize
+from labelsmooth.training import arrays, cifar10, folders, tables
+from labelsmooth.training.listing import SPLITS, Listing, Progress
 
 TEST_SHARE = 0.2  # of data that come without a test set; the same examples for every seed
-_VAL_NAMES = ("val", "valid", "validation")
+KINDS = (
+    "digits, cifar10, a folder with a sub-folder per class, a folder of train.parquet (or .csv) and test.parquet, "
+    "a .parquet, .csv or .npz file"
+)
+_BLOCK = 4096  # images that are looked at together
+_SHOWN = 3  # left-out images that are named
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images ``uint8[N, H, W, C]``, class ids ``int64[N]``, and `index`, their positions in the source ``int64[N]``."""
+    """Examples: some rows of an array of images, which may be larger than memory.
 
-    images: np.ndarray
+    Attributes:
+        pool: ``uint8[M, H, W, C]``, memory-mapped where it comes from the cache.
+        rows: ``int64[N]``, which of them.
+        labels: class ids ``int64[N]``.
+        index: ``int64[N]``, the positions in the source.
+        hashes: ``uint64[N]``, of the pixels.
+    """
+
+    pool: np.ndarray
+    rows: np.ndarray
     labels: np.ndarray
     index: np.ndarray
+    hashes: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: np.ndarray) -> Split:
-        return Split(self.images[rows], self.labels[rows], self.index[rows])
+    @property
+    def images(self) -> np.ndarray:
+        """All images, ``uint8[N, H, W, C]``, in memory."""
+        return self.pixels(slice(None))
+
+    def pixels(self, which: slice | np.ndarray) -> np.ndarray:
+        """Some of the images, in memory."""
+        return self.pool[self.rows[which]]
+
+    def take(self, which: np.ndarray) -> Split:
+        return Split(self.pool, self.rows[which], self.labels[which], self.index[which], self.hashes[which])
+
+    def mean_image(self) -> np.ndarray:
+        """float64 ``[H, W, C]``"""
+        total = np.zeros(self.pool.shape[1:], np.int64)
+        for start in range(0, len(self), _BLOCK):
+            total += self.pixels(slice(start, start + _BLOCK)).sum(axis=0, dtype=np.int64)
+        return total / len(self)
+
+    def channel_moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean and the standard deviation of each channel, float64 ``[C]``."""
+        total, squares = (np.zeros(self.pool.shape[-1], np.int64) for _ in range(2))
+        for start in range(0, len(self), _BLOCK):
+            counts = self.pixels(slice(start, start + _BLOCK)).astype(np.int64)
+            total += counts.sum((0, 1, 2))
+            squares += (counts * counts).sum((0, 1, 2))
+        pixels = len(self) * self.pool.shape[1] * self.pool.shape[2]
+        mean = total / pixels
+        return mean, np.sqrt(np.maximum(squares / pixels - mean * mean, 0))
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images in three splits that share no example; `val` is empty where it was not asked for."""
+    """Images in three splits that share no example; `val` is empty where it was not asked for.
+
+    Attributes:
+        name: what a run of it is called.
+        source: what `load` was given, made absolute.
+        digest: SHA-256 of the content.
+        classes: the names of ids.
+        skipped: what was left out, a line for each.
+        own_splits: the splits that the source itself has.
+        sizes: ``int32[N, 2]``, height and width of all images before resizing.
+    """
 
     name: str
     source: str
@@ -46,6 +97,9 @@ class ImageData:
     train: Split
     val: Split
     test: Split
+    skipped: tuple[str, ...]
+    own_splits: tuple[str, ...]
+    sizes: np.ndarray
 
     @property
     def num_classes(self) -> int:
@@ -54,8 +108,16 @@ class ImageData:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)"""
-        height, width, channels = self.train.images.shape[1:]
+        height, width, channels = self.train.pool.shape[1:]
         return height, width, channels
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {name: getattr(self, name) for name in SPLITS}
+
+    def leaks(self, seen: str = "train", held_out: str = "test") -> int:
+        """How many images of one split are, pixel for pixel, in another too."""
+        return int(np.isin(self.splits[held_out].hashes, self.splits[seen].hashes).sum())
 
     def describe(self) -> dict[str, Any]:
         """What `data.json` holds."""
@@ -65,21 +127,15 @@ class ImageData:
             "sha256": self.digest,
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
-            "examples": {name: len(getattr(self, name)) for name in ("train", "val", "test")},
+            "examples": {name: len(split) for name, split in self.splits.items()},
             "class_counts": {
-                name: np.bincount(getattr(self, name).labels, minlength=self.num_classes).tolist()
-                for name in ("train", "val", "test")
+                name: np.bincount(split.labels, minlength=self.num_classes).tolist()
+                for name, split in self.splits.items()
             },
+            "own_splits": list(self.own_splits),
+            "skipped": list(self.skipped),
+            "test_images_in_train": self.leaks(),
         }
-
-
-@dataclass
-class Progress:
-    """How reading data reports: all three do nothing unless they are replaced."""
-
-    decoded: Callable[[int, int], None] = field(default=lambda done, count: None)
-    note: Callable[[str], None] = field(default=lambda text: None)
-    download: Any = False
 
 
 def load(
@@ -88,16 +144,26 @@ def load(
     val_split: float = 0.1,
     seed: int = 0,
     image_size: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     progress: Progress | None = None,
 ) -> ImageData:
     """Read `source` and split it, stratified by class.
 
+    In a folder, images that cannot be decoded are left out; `progress.note` and `ImageData.skipped` say which.
+    In a table they are errors.
+
     Args:
         source: ``digits`` (scikit-learn's), ``cifar10`` (downloaded once), CIFAR-10's binary archive or its folder, a
-            ``.parquet`` file, or a folder of ``train.parquet`` with or without ``val.parquet`` and ``test.parquet``.
+            folder with a sub-folder per class (with or without ``train``, ``val`` and ``test`` above them), a folder of
+            ``train.parquet`` or ``train.csv`` (with or without ``val`` and ``test``), or a ``.parquet``, ``.csv`` or
+            ``.npz`` file.
         val_split: the share of the training examples that validation gets, in [0, 1); unless the data bring their own.
         seed: of the validation split. Data without a test set lose 20 % to one, the same examples for every seed.
-        image_size: resize to this height and width; None: as they are.
+        image_size: resize to this height and width, of at least 4. None: images of one size up to 128 pixels keep it;
+            others become squares of the median of their shorter sides, at most 64 pixels.
+        image_column: of a table; None: found by its type and name.
+        label_column: of a table; None: found by its name.
         progress: how to report.
 
     Returns:
@@ -107,139 +173,125 @@ def load(
         DataError: the data are missing, damaged, of one class only, or lack a class in training.
         ValueError: `val_split` or `image_size` is out of range.
     """
+    progress = progress or Progress()
+    data = gather(source, val_split, seed, image_size, image_column, label_column, progress)
+    if data.skipped:
+        more = f"; and {len(data.skipped) - _SHOWN} more" if len(data.skipped) > _SHOWN else ""
+        progress.note(f"left out: {'; '.join(data.skipped[:_SHOWN])}{more} (all in data.json)")
+    low, high = data.sizes.min(axis=0), data.sizes.max(axis=0)
+    if (low != high).any() or tuple(low) != data.image_shape[:2]:
+        told = "as asked" if image_size else "--image-size chooses another"
+        progress.note(
+            f"images of {low[0]}x{low[1]} to {high[0]}x{high[1]} are resized to "
+            f"{data.image_shape[0]}x{data.image_shape[1]} ({told})"
+        )
+    leaks = data.leaks()
+    if leaks:
+        progress.note(
+            f"warning: {leaks} of the {len(data.test)} test images are in the training set too, pixel for pixel; "
+            "test figures flatter (labelsmooth data shows more)"
+        )
+    return data
+
+
+def gather(
+    source: str | Path,
+    val_split: float,
+    seed: int,
+    image_size: int | None,
+    image_column: str | None,
+    label_column: str | None,
+    progress: Progress,
+) -> ImageData:
+    """What `load` does, without a word about what it found."""
     share = _checks.smoothing(val_split, "val_split")
     size = None if image_size is None else _checks.class_count(image_size, "image_size", least=4)
-    progress = progress or Progress()
-
-    name, parts, digest = _read(source, size, progress)
-    parts = {key: _resized(part, size) for key, part in parts.items()}
-    classes, splits = _numbered(parts, str(source))
-    splits = _same_channels(splits)
+    listing = find(source, image_column=image_column, label_column=label_column, download=progress.download)
+    classes, ids = _numbered(listing, str(source))
+    _check_names(classes)
+    decoded = listing.decode(size, progress)
+    skipped = (*listing.skipped, *decoded.skipped)
+    kept, names = decoded.kept, listing.splits[decoded.kept]
+    everything = Split(decoded.images, np.arange(len(kept)), ids[kept], kept, decoded.hashes)
+    splits = {name: everything.take(np.flatnonzero(names == name)) for name in SPLITS if name in listing.splits}
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise DataError(f"the {name} split of {source} is empty: not one of its images can be decoded")
+    own = tuple(splits)
     if "test" not in splits:
         splits["train"], splits["test"] = _split(splits["train"], TEST_SHARE, 0, "test", classes)
     if "val" not in splits:
         splits["train"], splits["val"] = _split(splits["train"], share, seed, "validation", classes)
     _check_classes(splits["train"], classes, str(source))
     origin = str(source) if str(source) in ("digits", "cifar10") else str(Path(source).expanduser().resolve())
-    return ImageData(name, origin, digest, classes, splits["train"], splits["val"], splits["test"])
+    return ImageData(
+        listing.name, origin, listing.digest, classes, splits["train"], splits["val"], splits["test"], skipped, own,
+        decoded.sizes,
+    )  # fmt: skip
 
 
-def _read(source: str | Path, size: int | None, progress: Progress) -> tuple[str, dict[str, Decoded], str]:
-    """(name, what each split holds, SHA-256)"""
+def find(
+    source: str | Path, *, image_column: str | None = None, label_column: str | None = None, download: object = False
+) -> Listing:
+    """The labelled examples of `source`, their images yet to be decoded.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
     path = Path(source).expanduser()
+    columns = {"image_column": image_column, "label_column": label_column}
     if str(source) == "digits":
-        digits = _digits()
-        return (
-            "digits",
-            {"train": digits},
-            hashlib.sha256(digits.images.tobytes() + digits.labels.tobytes()).hexdigest(),
-        )
+        return arrays.digits()
     if str(source) == "cifar10":
-        train, test, digest = cifar10.read(cifar10.fetch(progress.download))
-        return "cifar10", {"train": train, "test": test}, digest
+        return cifar10.read(cifar10.fetch(download))
     if path.name.endswith((".tar.gz", ".tgz", ".tar")) or (path / cifar10.TEST_FILE).is_file():
-        train, test, digest = cifar10.read(path)
-        return "cifar10", {"train": train, "test": test}, digest
-    if path.suffix.lower() == ".parquet":
-        decoded, digest = parquet.read(path, size, progress.decoded, progress.note)
-        return path.stem, {"train": decoded}, digest
+        return cifar10.read(path)
+    if path.suffix.lower() in tables.SUFFIXES and not path.is_dir():
+        return tables.read({"train": path}, path.stem, **columns)
+    if path.suffix.lower() == ".npz" and not path.is_dir():
+        return arrays.read(path)
     if path.is_dir():
-        return _read_folder(path, size, progress)
-    known = "digits, cifar10, a .parquet file, or a folder of train.parquet and test.parquet"
+        files = tables.in_folder(path)
+        return tables.read(files, path.resolve().name, **columns) if files else folders.read(str(path))
     if path.exists():
-        raise DataError(f"{source} is no data that can be read; give {known}")
-    raise DataError(f"there is no {source}; give {known}")
+        raise DataError(f"{source} is no data that can be read; give {KINDS}")
+    raise DataError(f"there is no {source}; give {KINDS}")
 
 
-def _read_folder(path: Path, size: int | None, progress: Progress) -> tuple[str, dict[str, Decoded], str]:
-    files = {"train": path / "train.parquet", "test": path / "test.parquet"}
-    validation = [path / f"{name}.parquet" for name in _VAL_NAMES if (path / f"{name}.parquet").is_file()]
-    if validation:
-        files["val"] = validation[0]
-    if not files["train"].is_file():
-        found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-        raise DataError(f"the folder {path} holds no train.parquet; it holds {found}")
-    parts, digests = {}, []
-    for key, file in files.items():
-        if file.is_file():
-            parts[key], digest = parquet.read(file, size, progress.decoded, progress.note)
-            digests.append(f"{key} {digest}")
-    return path.resolve().name, parts, hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
-
-
-def _digits() -> Decoded:
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    images = (bunch.images * (255 / 16)).round().astype(np.uint8)[..., None]
-    return Decoded(images, bunch.target.astype(np.int64), tuple(str(digit) for digit in range(10)))
-
-
-def _resized(part: Decoded, size: int | None) -> Decoded:
-    if size is None or part.images.shape[1:3] == (size, size):
-        return part
-    return Decoded(np.stack([resize(image, (size, size)) for image in part.images]), part.labels, part.classes)
-
-
-def _numbered(parts: dict[str, Decoded], source: str) -> tuple[tuple[str, ...], dict[str, Split]]:
-    """Class names, and the splits with their labels as ids into them."""
-    for key, part in parts.items():
-        if len(part.labels) == 0:
-            raise DataError(f"the {key} split of {source} is empty")
-    kinds = {part.labels.dtype.kind for part in parts.values()}
-    if len(kinds) > 1:
-        raise DataError(f"the splits of {source} have labels of different kinds: numbers in one, names in another")
-    if kinds == {"U"}:
-        classes = tuple(sorted({str(name) for part in parts.values() for name in np.unique(part.labels)}))
-        numbers = {key: np.searchsorted(classes, part.labels) for key, part in parts.items()}
-    else:
-        numbers = {key: part.labels for key, part in parts.items()}
-        lowest = min(int(labels.min()) for labels in numbers.values())
-        highest = max(int(labels.max()) for labels in numbers.values())
-        named = next((part.classes for part in parts.values() if part.classes), None)
-        if lowest < 0:
-            raise DataError(f"{source} has the label {lowest}; class ids begin at 0")
-        for key, part in parts.items():
-            if named is not None and part.classes is not None and part.classes != named:
-                numbers[key] = _renumbered(numbers[key], part.classes, named, f"the {key} split of {source}")
-        examples = sum(len(part.labels) for part in parts.values())
-        if named is None and highest >= examples:
-            raise DataError(
-                f"{source} has the label {highest}, but {examples} examples only; "
-                "class ids are 0, 1, 2, ... without gaps"
-            )
-        if named is not None and highest >= len(named):
-            raise DataError(f"{source} has the label {highest}, but names {len(named)} classes only")
-        classes = named or tuple(str(number) for number in range(highest + 1))
-    splits = {
-        key: Split(part.images, numbers[key].astype(np.int64), np.arange(len(part.labels)))
-        for key, part in parts.items()
-    }
-    return classes, splits
-
-
-def _renumbered(ids: np.ndarray, own: tuple[str, ...], classes: tuple[str, ...], where: str) -> np.ndarray:
-    """Ids into the names `own` as ids into `classes`, which are the same names in another order."""
-    if sorted(own) != sorted(classes):
-        raise DataError(f"{where} names other classes ({', '.join(own)}) than the others ({', '.join(classes)})")
-    if ids.size and ids.max() >= len(own):
-        raise DataError(f"{where} has the label {ids.max()}, but names {len(own)} classes only")
-    return np.array([classes.index(name) for name in own])[ids]
-
-
-def _same_channels(splits: dict[str, Split]) -> dict[str, Split]:
-    """The splits with images of one shape: grey ones become RGB where others are."""
-    sizes = {split.images.shape[1:3] for split in splits.values()}
-    if len(sizes) > 1:
-        listed = " and ".join(f"{height}x{width}" for height, width in sorted(sizes))
+def _numbered(listing: Listing, source: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names, and the labels as ids into them."""
+    labels = listing.labels
+    if len(labels) == 0:
+        raise DataError(f"{source} is empty")
+    if labels.dtype.kind == "U":
+        names = np.unique(labels)
+        numeric = all(name.isdecimal() for name in names.tolist())
+        classes = tuple(sorted(names.tolist(), key=lambda name: (int(name), name)) if numeric else names.tolist())
+        place = {name: k for k, name in enumerate(classes)}
+        return classes, np.array([place[name] for name in labels.tolist()], np.int64)
+    lowest, highest, named = int(labels.min()), int(labels.max()), listing.classes
+    if lowest < 0:
+        raise DataError(f"{source} has the label {lowest}; class ids begin at 0")
+    if named is None and highest >= len(labels):
         raise DataError(
-            f"the splits have images of {listed}; choose one size with --image-size, such as {min(map(min, sizes))}"
+            f"{source} has the label {highest}, but {len(labels)} examples only; "
+            "class ids are 0, 1, 2, ... without gaps"
         )
-    channels = max(split.images.shape[-1] for split in splits.values())
-    return {
-        key: s if s.images.shape[-1] == channels else Split(np.repeat(s.images, channels, axis=-1), s.labels, s.index)
-        for key, s in splits.items()
-    }
+    if named is not None and highest >= len(named):
+        raise DataError(f"{source} has the label {highest}, but names {len(named)} classes only")
+    return named or tuple(str(number) for number in range(highest + 1)), labels.astype(np.int64)
+
+
+def _check_names(classes: tuple[str, ...]) -> None:
+    """Cat and cat are one class, most likely, spelt in two ways; a and A are letters."""
+    alike = defaultdict(list)
+    for name in classes:
+        alike[name.casefold()].append(name)
+    for names in alike.values():
+        if len(names) > 1 and len(names[0]) > 1:
+            raise DataError(
+                f"the classes {' and '.join(map(repr, names))} differ by letter case only; rename one, or merge them"
+            )
 
 
 def _split(split: Split, share: float, seed: int, name: str, classes: tuple[str, ...]) -> tuple[Split, Split]:
@@ -252,7 +304,7 @@ def _split(split: Split, share: float, seed: int, name: str, classes: tuple[str,
     counts = np.bincount(split.labels, minlength=len(classes))
     present = np.flatnonzero(counts)
     wanted = math.ceil(share * len(split) - 1e-9)
-    option = "with --val-split" if name == "validation" else "by giving a test set of your own (test.parquet)"
+    option = "with --val-split" if name == "validation" else "by giving a test set of your own"
     if len(present) < 2:
         raise DataError(f"there is one class only ({classes[present[0]]}); a classifier needs two")
     single = [classes[k] for k in present if counts[k] < 2]

@@ -1,38 +1,33 @@
-"""Images: decoded to uint8 arrays of one size, and cached by the content that they came from."""
+"""Images: decoded to uint8 arrays of one size, by a thread per core, straight into a file."""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import os
-import shutil
-import tempfile
-from collections import Counter
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from labelsmooth._errors import DataError
 
-CACHE_VERSION = 1
-_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+OWN_SIZE = 128  # images of one size keep it up to here
+CHOSEN_SIZE = 64  # others are resized to at most this
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_CHUNK = 64  # images that a thread takes at once: one by one, handing them over costs more than decoding small ones
+_WINDOW = 16  # chunks in flight per thread
+
+Encoded = bytes | str | Path | None  # an image file's content, its path, or nothing
 
 
-def cache_folder() -> Path:
-    """Where downloads and decoded images are kept: $LABELSMOOTH_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("LABELSMOOTH_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("labelsmooth"))
-
-
-def decode(source: bytes | Path, where: str, *, channels: int | None = None) -> np.ndarray:
+def decode(source: Encoded, where: str, *, channels: int | None = None) -> np.ndarray:
     """An image file as ``uint8[H, W, C]``, turned upright; C is 1 for a grey image and 3 for any other.
 
     Args:
@@ -41,25 +36,57 @@ def decode(source: bytes | Path, where: str, *, channels: int | None = None) -> 
         channels: 1 or 3, whatever the file has; None keeps the file's own.
 
     Raises:
-        DataError: it is no image that Pillow can read, or it is damaged.
+        DataError: it is no image that Pillow can read, it is damaged, or it is so large that it must be a bomb.
     """
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = ImageOps.exif_transpose(opened)
-            grey = image.mode in _GREY_MODES
-            if image.mode.startswith("I;16") or image.mode == "I":
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            image = image.convert("L" if (channels == 1 or (channels is None and grey)) else "RGB")
-            array = np.asarray(image)
-    except FileNotFoundError:
-        raise DataError(f"{where}: there is no such file") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{where} cannot be decoded: it is no image of a format that Pillow knows") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where} cannot be decoded: {error}") from None
+    with _opened(source, where) as opened:
+        image = ImageOps.exif_transpose(opened)
+        grey = image.mode in _GREY_MODES
+        if image.mode.startswith("I;16") or image.mode == "I":
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("L" if (channels == 1 or (channels is None and grey)) else "RGB")
+        array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
+
+
+class _opened:
+    """The image that Pillow opens from `source`; whatever it raises in the block becomes a DataError.
+
+    Pillow's decoders raise anything at all on damaged files, struct.error and ZeroDivisionError among others.
+    """
+
+    def __init__(self, source: Encoded, where: str) -> None:
+        self.source, self.where = source, where
+
+    def __enter__(self) -> Image.Image:
+        try:
+            if self.source is None:
+                raise DataError(f"{self.where} has no image")
+            self.image = Image.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
+            width, height = self.image.size
+            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(
+                    f"Image size {width}x{height} is above {Image.MAX_IMAGE_PIXELS} pixels: a decompression bomb?"
+                )
+        except Exception as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self.image
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if hasattr(self, "image"):
+            self.image.close()
+        if error is None or isinstance(error, DataError) or not isinstance(error, Exception):
+            return
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{self.where}: there is no such file") from None
+        if isinstance(error, UnidentifiedImageError):
+            empty = self.source == b"" or (isinstance(self.source, (str, Path)) and os.path.getsize(self.source) == 0)
+            why = "it is empty" if empty else "it is no image of a format that Pillow knows"
+            raise DataError(f"{self.where} cannot be decoded: {why}") from None
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{self.where} cannot be decoded: {reason}") from None
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -71,98 +98,204 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def decode_all(
-    sources: Iterable[tuple[bytes | Path, str]],
-    count: int,
-    image_size: int | None,
-    progress: Callable[[int, int], None],
-) -> np.ndarray:
-    """All images as one array ``uint8[N, H, W, C]``, decoded by a thread per core.
+@dataclass(frozen=True)
+class Items:
+    """Image files to decode.
 
-    Args:
-        sources: per image its bytes or path, and what to call it in an error.
+    Attributes:
         count: N.
-        image_size: resize to this height and width; None: all must be of one size.
-        progress: is called with how many are done, and N.
-
-    Raises:
-        DataError: an image cannot be decoded, or sizes differ and `image_size` is None.
+        read: begins a new round over their contents or paths.
+        where: what to call number i in an error.
+        lenient: leave out those that cannot be decoded, instead of stopping at the first.
     """
-    size = None if image_size is None else (image_size, image_size)
 
-    def read(item: tuple[bytes | Path, str]) -> np.ndarray:
-        image = decode(*item)
-        return image if size is None else resize(image, size)
-
-    images: list[np.ndarray] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for batch in _batches(sources, 1024):
-            images.extend(pool.map(read, batch))
-            progress(len(images), count)
-    if not images:
-        return np.empty((0, 1, 1, 1), np.uint8)
-    sizes = Counter(image.shape[:2] for image in images)
-    if len(sizes) > 1:
-        some = ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(3))
-        raise DataError(f"the images have {len(sizes)} sizes: {some}, ...; choose one with --image-size, such as 32")
-    channels = max(image.shape[-1] for image in images)
-    result = np.empty((len(images), *images[0].shape[:2], channels), np.uint8)
-    for row, image in zip(result, images, strict=True):
-        row[...] = image  # a grey image fills all channels
-    return result
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    count: int
+    read: Callable[[], Iterable[Encoded]]
+    where: Callable[[int], str]
+    lenient: bool = False
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images and labels of one source, before any split; `labels` are ids, or names as strings."""
+    """Images of one size.
+
+    Attributes:
+        images: ``uint8[M, H, W, C]``, memory-mapped where it comes from the cache.
+        kept: ``int64[M]``, which of the N items they are: those that could be decoded.
+        sizes: ``int32[M, 2]``, height and width before resizing.
+        hashes: ``uint64[M]``, of the pixels.
+        skipped: why the others were left out, a line for each.
+    """
 
     images: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...] | None
+    kept: np.ndarray
+    sizes: np.ndarray
+    hashes: np.ndarray
+    skipped: tuple[str, ...]
+
+    @staticmethod
+    def of(images: np.ndarray) -> Decoded:
+        """Images that need no decoding, ``uint8[N, H, W, C]``."""
+        n = len(images)
+        sizes = np.tile(np.array(images.shape[1:3], np.int32), (n, 1))
+        return Decoded(images, np.arange(n), sizes, np.array([_hash(image) for image in images], np.uint64), ())
+
+    def resized(self, size: int | None) -> Decoded:
+        """At another height and width; None keeps them up to 128 pixels, as `decode_all` does."""
+        if size is None and max(self.images.shape[1:3]) > OWN_SIZE:
+            size = min(CHOSEN_SIZE, *self.images.shape[1:3])
+        if size is None or self.images.shape[1:3] == (size, size):
+            return self
+        images = np.stack([resize(image, (size, size)) for image in self.images])
+        hashes = np.array([_hash(image) for image in images], np.uint64)
+        return Decoded(images, self.kept, self.sizes, hashes, self.skipped)
 
 
-def cached(key: str, make: Callable[[], Decoded], note: Callable[[str], None]) -> Decoded:
-    """What `make` gives, kept in the cache folder under `key`, which stands for the content and how it is decoded.
+@dataclass(frozen=True)
+class _Form:
+    """What all images become: a size, channels, and whether images of another size are resized to it."""
 
-    A cache that cannot be written to is noted and done without; one that is damaged is made anew.
+    size: tuple[int, int]
+    channels: int
+    resizes: bool
+
+
+@dataclass(frozen=True)
+class _Unlike:
+    """An image that does not have the form of the first one."""
+
+
+def decode_all(
+    items: Items, image_size: int | None, file: BinaryIO, progress: Callable[[int, int], None]
+) -> tuple[tuple[int, int, int], Decoded]:
+    """Decode `items` and write their pixels to `file`, one after the other.
+
+    Memory holds a few hundred images at a time, however many there are. Without `image_size`, images of one size up
+    to 128 pixels keep it; others become squares of the median of their shorter sides, at most 64 pixels.
+
+    Args:
+        items: N image files.
+        image_size: resize to this height and width.
+        file: where to write, from its present position on, M images ``uint8[H, W, C]``.
+        progress: is called with how many are done, and N.
+
+    Returns:
+        (H, W, C), and a `Decoded` without its images.
+
+    Raises:
+        DataError: one cannot be decoded; where `items` are lenient, not one can.
     """
-    folder = cache_folder() / f"decoded-v{CACHE_VERSION}" / key
-    if folder.is_dir():
-        try:
-            return Decoded(
-                np.load(folder / "images.npy", allow_pickle=False),
-                np.load(folder / "labels.npy", allow_pickle=False),
-                _class_names(json.loads((folder / "classes.json").read_text(encoding="utf-8"))),
-            )
-        except (OSError, ValueError, EOFError) as error:
-            note(f"the cache in {folder} is damaged ({error}); decoding again")
-    decoded = make()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-        try:
-            np.save(temporary / "images.npy", decoded.images)
-            np.save(temporary / "labels.npy", decoded.labels)
-            (temporary / "classes.json").write_text(json.dumps(decoded.classes), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        note(f"the decoded images could not be cached in {folder} ({error.strerror}); they are decoded at every start")
-    return decoded
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd files
+        form, start = _form_of_first(items, image_size), file.tell()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = _fill(items, form, file, pool, progress)
+            if decoded is None:  # the first image was not like all
+                file.seek(start)
+                file.truncate()
+                form = _form_of_all(items, image_size, form, pool)
+                decoded = _fill(items, form, file, pool, progress)
+    assert decoded is not None
+    return (*form.size, form.channels), decoded
 
 
-def _class_names(names: list[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)
+def _form_of_first(items: Items, image_size: int | None) -> _Form:
+    first = None
+    for number, source in enumerate(items.read()):
+        try:
+            image = decode(source, items.where(number))
+        except DataError as error:
+            if not items.lenient:
+                raise
+            first = first or error
+            continue
+        height, width, channels = image.shape
+        if image_size is not None:
+            return _Form((image_size, image_size), channels, True)
+        return _Form((height, width), channels, False)
+    if first is None:
+        return _Form((1, 1), 1, False)
+    raise DataError(f"not one of the {items.count} images can be decoded; the first: {first}")
+
+
+def _form_of_all(items: Items, image_size: int | None, form: _Form, pool: ThreadPoolExecutor) -> _Form:
+    """From the headers of all files."""
+
+    def look(chunk: list[tuple[int, Encoded]]) -> list[tuple[tuple[int, int], bool]]:
+        seen = []
+        for number, source in chunk:
+            try:
+                with _opened(source, items.where(number)) as image:
+                    seen.append((image.size, image.mode in _GREY_MODES))
+            except DataError:
+                pass
+        return seen
+
+    seen = [one for many in _map(pool, look, _chunks(items)) for one in many]
+    channels = 1 if all(grey for _, grey in seen) else 3
+    if image_size is not None or (len({size for size, _ in seen}) == 1 and max(form.size) <= OWN_SIZE):
+        return _Form(form.size, channels, True)
+    side = int(np.clip(np.median([min(size) for size, _ in seen]), 8, CHOSEN_SIZE))
+    return _Form((side, side), channels, True)
+
+
+def _fill(
+    items: Items, form: _Form, file: BinaryIO, pool: ThreadPoolExecutor, progress: Callable[[int, int], None]
+) -> Decoded | None:
+    """All images written to `file`; None at the first that has not the form that it should have."""
+    if not form.resizes and max(form.size) > OWN_SIZE:
+        return None
+
+    def read(chunk: list[tuple[int, Encoded]]) -> list[tuple[int, np.ndarray, tuple[int, int]] | str | _Unlike]:
+        result = []
+        for number, source in chunk:
+            try:
+                image = decode(source, items.where(number), channels=None if form.channels == 1 else 3)
+            except DataError as error:
+                if not items.lenient:
+                    raise
+                result.append(str(error))
+                continue
+            size = image.shape[:2]
+            if image.shape[-1] > form.channels or (size != form.size and not form.resizes):
+                return [_Unlike()]
+            result.append((number, resize(image, form.size), size))
+        return result
+
+    kept, sizes, hashes, skipped, done = [], [], [], [], 0
+    for batch in _map(pool, read, _chunks(items)):
+        for one in batch:
+            if isinstance(one, _Unlike):
+                return None
+            if isinstance(one, str):
+                skipped.append(one)
+                continue
+            number, image, size = one
+            file.write(np.ascontiguousarray(image).data)
+            kept.append(number)
+            sizes.append(size)
+            hashes.append(_hash(image))
+        done += len(batch)
+        progress(done, items.count)
+    return Decoded(
+        np.empty(0), np.array(kept, np.int64), np.array(sizes, np.int32).reshape(-1, 2), np.array(hashes, np.uint64),
+        tuple(skipped),
+    )  # fmt: skip
+
+
+def _hash(image: np.ndarray) -> int:
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest())
+
+
+def _chunks(items: Items) -> Iterator[list[tuple[int, Encoded]]]:
+    numbered = enumerate(items.read())
+    while chunk := list(islice(numbered, _CHUNK)):
+        yield chunk
+
+
+def _map(pool: ThreadPoolExecutor, function: Callable, chunks: Iterator) -> Iterator:
+    """`pool.map`, without taking all of `chunks` at once."""
+    pending = [pool.submit(function, chunk) for chunk in islice(chunks, _WINDOW * (os.cpu_count() or 1))]
+    while pending:
+        yield pending.pop(0).result()
+        pending.extend(pool.submit(function, chunk) for chunk in islice(chunks, 1))

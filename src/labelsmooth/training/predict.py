@@ -43,7 +43,7 @@ class Predictor:
         network = models.build(
             recipe.model, image_shape=(height, width, channels), num_classes=len(self.classes), dropout=recipe.dropout
         )
-        self.model = models.Classifier(network, torch.zeros(channels, height, width))
+        self.model = models.Classifier(network, (height, width, channels))
         found = [name for name in ("best", "last") if (folder.checkpoints / f"{name}.safetensors").is_file()]
         if not found:
             raise DataError(f"{run} has no checkpoint yet; finish it with labelsmooth train --resume {run}")

@@ -11,7 +11,10 @@ from labelsmooth.training.models import MODELS
 
 METHODS = ("labels", "loss")
 PRECISIONS = ("auto", "float64", "float32", "bfloat16")
+OPTIMIZERS = ("sgd", "muon")
 _SCHEDULE_STEPS = ("epoch", "step")
+_SHIFTS = ("part", "pixels")
+_STEPS = 20  # per epoch, which the fast recipe aims at with fewer examples than its batches were made for
 
 
 @dataclass(frozen=True)
@@ -20,19 +23,26 @@ class Recipe:
 
     Args:
         name: what `config.yaml` calls it.
-        model: ``"minigooglenet"`` or ``"small"``.
+        model: ``"minigooglenet"``, ``"fast"`` or ``"small"``.
         epochs: passes over the training set, above 0; may be fractional.
         batch_size: examples per step.
         drop_last: leave out the incomplete last batch of an epoch.
-        lr: the first learning rate of SGD, above 0.
+        optimizer: ``"sgd"``, or ``"muon"``: Muon for convolutions, Adam for the rest.
+        lr: the first learning rate, above 0; with Muon that of convolutions.
+        other_lr: with Muon, the first learning rate of everything else.
         schedule: see `labelsmooth.schedules.parse`.
         schedule_every: ``"epoch"`` (as Keras' LearningRateScheduler) or ``"step"``.
-        momentum: of SGD, in [0, 1).
-        nesterov: Nesterov's momentum.
-        weight_decay: on convolution and dense kernels, not on biases and batch norm; at least 0.
+        momentum: of SGD or Muon, in [0, 1).
+        nesterov: Nesterov's momentum, for SGD; Muon's always is.
+        weight_decay: of SGD, on convolution and dense kernels, not on biases and batch norm; at least 0.
         dropout: before the dense layer, in [0, 1).
         shift: random shift, as a share of the image size, in [0, 1).
+        shift_by: ``"part"``: by any part of a pixel, the nearest one repeated at the edge; or ``"pixels"``: by whole
+            ones, the edge reflected.
         flip: random horizontal flip.
+        alternate: flip each image in every second epoch, instead of at random.
+        small_share: the share of the steps that see smaller images, in [0, 1).
+        small_scale: their height and width, as a share of the full ones, in (0, 1].
         smoothing: ε, in [0, 1).
         method: ``"labels"`` (the targets are smoothed before training) or ``"loss"`` (the loss smooths).
         precision: ``"float64"``, ``"float32"``, ``"bfloat16"`` (autocast), or ``"auto"``: what the device is fast in.
@@ -46,7 +56,9 @@ class Recipe:
     epochs: float = 70
     batch_size: int = 64
     drop_last: bool = True
+    optimizer: str = "sgd"
     lr: float = 5e-3
+    other_lr: float = 0.02
     schedule: str = "polynomial"
     schedule_every: str = "epoch"
     momentum: float = 0.9
@@ -54,29 +66,41 @@ class Recipe:
     weight_decay: float = 0.0
     dropout: float = 0.5
     shift: float = 0.1
+    shift_by: str = "part"
     flip: bool = True
+    alternate: bool = False
+    small_share: float = 0.0
+    small_scale: float = 0.75
     smoothing: float = 0.1
     method: str = "loss"
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "lr"):
+        for name in ("epochs", "lr", "other_lr"):
             value = _checks.number(getattr(self, name), name, "be a positive number")
             if not (math.isfinite(value) and value > 0):
                 raise _checks.error(name, "be a positive number", value)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "batch_size", _checks.class_count(self.batch_size, "batch_size"))
-        for name in ("momentum", "dropout", "shift", "smoothing"):
+        for name in ("momentum", "dropout", "shift", "small_share", "smoothing"):
             object.__setattr__(self, name, _checks.smoothing(getattr(self, name), name))
         decay = _checks.number(self.weight_decay, "weight_decay", "be a number of at least 0")
         if not (math.isfinite(decay) and decay >= 0):
             raise _checks.error("weight_decay", "be a number of at least 0", self.weight_decay)
         object.__setattr__(self, "weight_decay", decay)
-        for name in ("drop_last", "nesterov", "flip"):
+        for name in ("drop_last", "nesterov", "flip", "alternate"):
             if not isinstance(getattr(self, name), bool):
                 raise _checks.error(name, "be true or false", repr(getattr(self, name)))
         if self.nesterov and self.momentum == 0:
             raise _checks.error("nesterov", "be false where momentum is 0", True)
+        scale = _checks.number(self.small_scale, "small_scale", "be a number in (0, 1]")
+        if not 0 < scale <= 1:
+            raise _checks.error("small_scale", "be a number in (0, 1]", self.small_scale)
+        object.__setattr__(self, "small_scale", scale)
+        _checks.one_of(self.optimizer, "optimizer", OPTIMIZERS)
+        _checks.one_of(self.shift_by, "shift_by", _SHIFTS)
+        if self.optimizer == "muon" and self.weight_decay:
+            raise _checks.error("weight_decay", "be 0 with Muon, which keeps the norm of kernels", self.weight_decay)
         _checks.one_of(self.model, "model", tuple(MODELS))
         _checks.one_of(self.schedule_every, "schedule_every", _SCHEDULE_STEPS)
         _checks.one_of(self.method, "method", METHODS)
@@ -104,6 +128,14 @@ class Recipe:
             )
         return examples // self.batch_size if self.drop_last else -(-examples // self.batch_size)
 
+    def for_data(self, examples: int, channels: int) -> Recipe:
+        """This recipe for so many training images: `fast` takes smaller batches where there are few, and mirrors no
+        grey images, which tend to be characters."""
+        if self.name != "fast":
+            return self
+        batch = min(self.batch_size, max(32, examples // _STEPS))
+        return replace(self, batch_size=batch, flip=self.flip and channels > 1)
+
     def changed(self, **changes: Any) -> Recipe:
         """This recipe with `changes`; those that are None change nothing.
 
@@ -122,12 +154,23 @@ DIGITS = Recipe(
     name="digits", model="small", epochs=30, lr=0.05, schedule="cosine", schedule_every="step", nesterov=True,
     weight_decay=5e-4, dropout=0.0, flip=False, precision="float32",
 )  # fmt: skip
-RECIPES = {recipe.name: recipe for recipe in (CLASSIC, DIGITS)}
+FAST = Recipe(
+    name="fast", model="fast", epochs=14, batch_size=1000, optimizer="muon", lr=0.24, schedule_every="step",
+    momentum=0.6, dropout=0.0, shift=1 / 16, shift_by="pixels", alternate=True, small_share=0.6,
+)  # fmt: skip
+RECIPES = {recipe.name: recipe for recipe in (CLASSIC, FAST, DIGITS)}
 
 
-def choose(name: str | None, image_shape: tuple[int, int, int]) -> Recipe:
-    """The recipe called `name`; if None, `digits` for images smaller than 16 pixels and `classic` for others."""
-    if name is None:
-        return DIGITS if min(image_shape[:2]) < 16 else CLASSIC
+def named(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        ValueError: there is none.
+    """
     _checks.one_of(name, "recipe", tuple(RECIPES))
     return RECIPES[name]
+
+
+def suited(image_shape: tuple[int, int, int]) -> Recipe:
+    """The recipe for those who name none: `digits` for images smaller than 16 pixels, `classic` for others."""
+    return DIGITS if min(image_shape[:2]) < 16 else CLASSIC

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -35,8 +36,11 @@ class Settings:
     val_split: float
     seed: int
     image_size: int | None
+    image_column: str | None
+    label_column: str | None
     device: str
     deterministic: bool
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):
@@ -45,8 +49,13 @@ class Settings:
         object.__setattr__(self, "seed", _checks.class_count(self.seed, "seed", least=0))
         if self.image_size is not None:
             object.__setattr__(self, "image_size", _checks.class_count(self.image_size, "image_size", least=4))
+        for name in ("image_column", "label_column"):
+            if not isinstance(getattr(self, name), str | None):
+                raise _checks.error(name, "be a column's name", repr(getattr(self, name)))
         if not isinstance(self.device, str):
             raise _checks.error("device", "be auto, cpu, cuda or cuda:N", repr(self.device))
+        if not isinstance(self.compile, bool | None):
+            raise _checks.error("compile", "be true or false", repr(self.compile))
         if not isinstance(self.deterministic, bool):
             raise _checks.error("deterministic", "be true or false", repr(self.deterministic))
 
@@ -98,7 +107,7 @@ class RunFolder:
         if not folder.path.is_dir():
             raise DataError(f"there is no run folder {path}")
         if not folder.config_file.is_file():
-            raise DataError(f"{path} is no run folder: it has no config.yaml")
+            raise DataError(f"{path} is no run folder: it has no config.yaml, and nothing was trained in it")
         return folder
 
     @property
@@ -118,6 +127,16 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         return (self.path / "summary.json").is_file()
+
+    def sweep(self) -> None:
+        """Remove files that a killed process left half-written."""
+        for path in self.path.rglob(".*-*"):
+            if path.is_file():
+                path.unlink()
+
+    def reopen(self) -> None:
+        """Make a finished run an unfinished one."""
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     def write_settings(self, settings: Settings) -> None:
         text = "# What this run was told. `labelsmooth train --config THIS_FILE` runs it again.\n"
@@ -214,4 +233,17 @@ def environment(device: str, precision: str) -> dict[str, Any]:
         "device": device,
         "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "precision": precision,
+        "git": _git(),
     }
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the repository that this is run in, and whether files in it are changed; None outside of one."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changes)}

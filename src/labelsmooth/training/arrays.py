@@ -1,0 +1,140 @@
+"""Arrays of images in an .npz file, as Keras and MedMNIST keep them, and scikit-learn's digits."""
+
+from __future__ import annotations
+
+import zipfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labelsmooth._errors import DataError
+from labelsmooth.training import cache
+from labelsmooth.training.images import Decoded
+from labelsmooth.training.listing import SPLIT_NAMES, SPLITS, Listing
+
+_IMAGE_NAMES = ("images", "image", "x", "data")
+_LABEL_NAMES = ("labels", "label", "y", "target", "targets")
+
+
+def read(path: Path) -> Listing:
+    """An .npz file of ``images`` and ``labels``, or of ``x_train``, ``y_train``, ``x_test``, ``y_test``, or the like.
+
+    Images are ``[N, H, W]`` or ``[N, H, W, C]`` with C of 1 or 3: whole numbers 0..255, uint16, or floats 0..1. Labels
+    are ``[N]`` or ``[N, 1]``: ids or names. ``classes``, if it is there, names the ids.
+
+    Raises:
+        DataError: the file is damaged, or an array is missing or of another shape or range.
+    """
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} is a single array; it must hold images and labels")
+            pairs = _pairs(list(file.files), path)
+            images = {split: _images(file[x], f"{x} in {path}") for split, (x, _) in pairs.items()}
+            labels = {split: _labels(file[y], f"{y} in {path}") for split, (_, y) in pairs.items()}
+            names = next((name for name in ("classes", "class_names") if name in file.files), None)
+            classes = None if names is None else tuple(map(str, np.ravel(file[names])))
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = "it holds Python objects, which are not loaded" if "allow_pickle" in str(error) else error
+        raise DataError(f"{path} is no readable .npz file ({reason})") from None
+    for split, (x, y) in pairs.items():
+        if len(images[split]) != len(labels[split]):
+            raise DataError(f"{path} has {len(images[split])} images in {x}, but {len(labels[split])} labels in {y}")
+    shapes = {array.shape[1:] for array in images.values()}
+    if len(shapes) > 1:
+        raise DataError(f"the images of {path} have different shapes: {' and '.join(map(str, sorted(shapes)))}")
+    if len({array.dtype.kind for array in labels.values()}) > 1:
+        raise DataError(f"{path} has labels of different kinds: numbers in one split, names in another")
+    return of_arrays(path.stem, images, labels, classes, cache.digest([str(path)], [path.stem]), str(path))
+
+
+def digits() -> Listing:
+    """Scikit-learn's 1,797 digits of 8x8 pixels."""
+    import hashlib
+
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    images = (bunch.images * (255 / 16)).round().astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int64)
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return of_arrays("digits", {"train": images}, {"train": labels}, tuple("0123456789"), digest, "digits")
+
+
+def of_arrays(
+    name: str,
+    images: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    classes: tuple[str, ...] | None,
+    digest: str,
+    source: str,
+) -> Listing:
+    """A listing of images that are in memory, ``uint8[N, H, W, C]`` for each split."""
+    pixels = np.concatenate(list(images.values())) if len(images) > 1 else next(iter(images.values()))
+    return Listing(
+        name=name,
+        labels=np.concatenate(list(labels.values())),
+        splits=np.repeat(list(labels), [len(part) for part in labels.values()]),
+        classes=classes,
+        digest=digest,
+        decode=lambda size, progress: Decoded.of(pixels).resized(size),
+        where=lambda number: f"image {number} of {source}",
+    )
+
+
+def _pairs(names: list[str], path: Path) -> dict[str, tuple[str, str]]:
+    """{split: (its images, its labels)} by the arrays' names."""
+    found: dict[str, tuple[str, str]] = {}
+    lower = {name.lower(): name for name in names}
+    splits = [("train", "{}"), *((s, f) for w, s in SPLIT_NAMES.items() for f in (f"{w}_{{}}", f"{{}}_{w}"))]
+    for split, form in splits:
+        for x, y in product(_IMAGE_NAMES, _LABEL_NAMES):
+            x, y = form.format(x), form.format(y)
+            if split not in found and x in lower and y in lower:
+                found[split] = (lower[x], lower[y])
+    if "train" not in found:
+        listed = ", ".join(names) or "nothing"
+        raise DataError(
+            f"{path} holds {listed}; it must hold images and labels, or x_train and y_train (and x_test, y_test, ...)"
+        )
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _images(array: np.ndarray, where: str) -> np.ndarray:
+    """As ``uint8[N, H, W, C]``."""
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3):
+        hint = "; move its channels to the last axis" if array.ndim == 4 and array.shape[1] in (1, 3) else ""
+        raise DataError(f"{where} has the shape {array.shape}; it must be [N, H, W] or [N, H, W, 1 or 3]{hint}")
+    if array.dtype == np.uint8 or not array.size:
+        return array.astype(np.uint8)
+    low, high = array.min(), array.max()
+    if array.dtype == np.uint16:
+        return (array / 257).round().astype(np.uint8)
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+        return (array * 255).round().astype(np.uint8)
+    if array.dtype.kind in "iu" and low >= 0 and high <= 255:
+        return array.astype(np.uint8)
+    rule = "floats must be in 0..1" if array.dtype.kind == "f" else "pixels must be in 0..255 (uint16: 0..65535)"
+    raise DataError(f"{where} has {array.dtype} values from {low} to {high}; {rule}")
+
+
+def _labels(array: np.ndarray, where: str) -> np.ndarray:
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"{where} has the shape {array.shape}; labels must be [N] or [N, 1]")
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8")
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.floor(array)).all():
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iubU" or (array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1):
+        raise DataError(f"{where} has {array.dtype} values that are neither class ids nor names")
+    return array if array.dtype.kind == "U" else array.astype(np.int64)

@@ -1,0 +1,158 @@
+"""The cache: downloads, and images decoded once, found again by the content that they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from labelsmooth import _files
+from labelsmooth.training.images import Decoded, Items, decode_all
+
+VERSION = 2
+
+
+def cache_folder() -> Path:
+    """Where downloads and decoded images are kept: $LABELSMOOTH_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("LABELSMOOTH_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("labelsmooth"))
+
+
+def digest(files: Sequence[str], names: Iterable[str]) -> str:
+    """SHA-256 of the contents of `files` and of what `names` says of them.
+
+    Where the cache knows files of the same paths, sizes, times of change and names, they are not read again.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    stamp = hashlib.sha256()
+    told = hashlib.sha256()
+    for name in names:
+        told.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    stamp.update(told.digest())
+    for file in files:
+        try:
+            s = os.stat(file)
+            stamp.update(f"{file}\0{s.st_size}\0{s.st_mtime_ns}\0{s.st_ctime_ns}\0".encode("utf-8", "surrogateescape"))
+        except OSError:
+            stamp.update(f"{file}\0-\0".encode("utf-8", "surrogateescape"))
+    known = cache_folder() / "digests" / stamp.hexdigest()
+    try:
+        text = known.read_text(encoding="ascii")
+        if len(text) == 64:
+            return text
+    except (OSError, ValueError):
+        pass
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for one in pool.map(_content, files, chunksize=64) if len(files) > 1 else map(_content, files):
+            told.update(one)
+    try:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        _files.write_text(known, told.hexdigest())
+    except OSError:
+        pass  # it only saves time
+    return told.hexdigest()
+
+
+def _content(file: str) -> bytes:
+    """The digest of a file; of one that is missing or unreadable, which is told of when it is decoded, nothing."""
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").digest()
+    except OSError:
+        return b"-"
+
+
+def decoded(
+    items: Items,
+    content: str,
+    image_size: int | None,
+    progress: Callable[[int, int], None],
+    note: Callable[[str], None],
+) -> Decoded:
+    """`items`, decoded: from the cache where it has them, or else into it.
+
+    A cache that cannot be written is noted, and done without; one that is damaged is made anew.
+
+    Args:
+        items: what to decode.
+        content: the digest of their content.
+        image_size: see `decode_all`.
+        progress: see `decode_all`.
+        note: is told of trouble with the cache.
+
+    Raises:
+        DataError: see `decode_all`.
+    """
+    root = cache_folder()
+    folder = root / f"decoded-v{VERSION}" / f"{content}-{image_size or 'own'}"
+    if folder.is_dir():
+        try:
+            return _read(folder)
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            note(f"the cache in {folder} is damaged ({error}); decoding again")
+    old = [item.name for item in root.glob("decoded-v*") if item.name != f"decoded-v{VERSION}"]
+    if old:
+        note(f"{root} holds a cache of an older version ({', '.join(sorted(old))}), which is not used; delete it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        try:
+            with (temporary / "images.npy").open("wb") as file:
+                shape, rest = _write(items, image_size, file, progress)
+            np.savez(temporary / "examples.npz", kept=rest.kept, sizes=rest.sizes, hashes=rest.hashes)
+            _files.write_text(temporary / "skipped.json", json.dumps(rest.skipped))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return _read(folder)
+    except OSError as error:
+        note(
+            f"the decoded images could not be cached in {folder} ({error.strerror or error}); they are held in memory, "
+            "and decoded at every start"
+        )
+    buffer = io.BytesIO()
+    shape, rest = _write(items, image_size, buffer, progress)
+    images = np.frombuffer(buffer.getbuffer(), np.uint8, offset=_HEADER).reshape(-1, *shape)
+    return Decoded(images, rest.kept, rest.sizes, rest.hashes, rest.skipped)
+
+
+_HEADER = 128  # bytes before the pixels, as NumPy writes them
+
+
+def _write(
+    items: Items, image_size: int | None, file: BinaryIO, progress: Callable[[int, int], None]
+) -> tuple[tuple[int, int, int], Decoded]:
+    """A .npy file; its header, which says how many images there are, is written last."""
+    file.write(bytes(_HEADER))
+    shape, rest = decode_all(items, image_size, file, progress)
+    file.seek(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rest.kept), *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    assert file.tell() == _HEADER
+    return shape, rest
+
+
+def _read(folder: Path) -> Decoded:
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    with np.load(folder / "examples.npz", allow_pickle=False) as examples:
+        kept, sizes, hashes = examples["kept"], examples["sizes"], examples["hashes"]
+    skipped = json.loads((folder / "skipped.json").read_text(encoding="utf-8"))
+    if images.dtype != np.uint8 or not len(images) == len(kept) == len(sizes) == len(hashes):
+        raise ValueError("its parts do not fit together")
+    return Decoded(images, kept, sizes, hashes, tuple(map(str, skipped)))

@@ -1,0 +1,161 @@
+"""A folder with a sub-folder of image files per class, with or without splits above them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from labelsmooth._errors import DataError
+from labelsmooth.training import cache
+from labelsmooth.training.images import Items
+from labelsmooth.training.listing import SPLIT_NAMES, Listing, one_file_per_split, printable
+
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".ico",
+)  # fmt: skip
+_FOLDER, _IMAGE = "folder", "image"
+_JUNK = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")
+
+
+@dataclass
+class Found:
+    """Image files below a folder, and what was passed over: how often, and where first, by kind."""
+
+    files: list[str] = field(default_factory=list)
+    skipped: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def skip(self, kind: str, path: str) -> None:
+        count, first = self.skipped.get(kind, (0, path))
+        self.skipped[kind] = (count + 1, first)
+
+    def lines(self) -> tuple[str, ...]:
+        return tuple(
+            f"{count} {kind}: {printable(first)}{', ...' * (count > 1)}"
+            for kind, (count, first) in self.skipped.items()
+        )
+
+
+def read(path: str) -> Listing:
+    """The images below `path`: ``CLASS/...``, or ``train/CLASS/...`` with or without ``val/`` and ``test/``.
+
+    Class folders are searched at any depth, through symbolic links too. Hidden files, files that are no images by
+    their names, and what cannot be opened are left out, and counted.
+
+    Raises:
+        DataError: there is no image, a split is empty or there twice, or names of classes differ by letter case only.
+    """
+    found = Found()
+    below = _subfolders(path, found)
+    if any(SPLIT_NAMES.get(name.lower()) == "train" for name in below):
+        roots = one_file_per_split(below, f"the folder {path}")
+        for name in below:
+            if name not in roots.values():
+                found.skip("folders beside the splits", os.path.join(path, name))
+    else:
+        roots = {"train": ""}
+    labels, splits = [], []
+    for split, name in roots.items():
+        root = os.path.join(path, name) if name else path
+        before = len(found.files)
+        for class_name in _subfolders(root, found) if name else below:
+            first = len(found.files)
+            _search(os.path.join(root, class_name), found)
+            labels += [printable(class_name)] * (len(found.files) - first)
+        splits += [split] * (len(found.files) - before)
+        if len(found.files) == before:
+            more = f" ({'; '.join(found.lines())})" if found.skipped else ""
+            raise DataError(
+                f"the folder {printable(root)} holds no images in sub-folders, one per class; its sub-folders: "
+                f"{', '.join(map(printable, _subfolders(root, Found()))) or 'none'}{more}"
+            )
+    files, base = found.files, os.path.join(path, "")
+
+    def where(number: int) -> str:
+        return printable(files[number])
+
+    told = (f"{split}\0{label}\0{file.removeprefix(base)}" for split, label, file in zip(splits, labels, files))  # noqa: B905
+    content = cache.digest(files, told)
+    items = Items(len(files), lambda: files, where, lenient=True)
+    return Listing(
+        name=os.path.basename(os.path.realpath(path)),
+        labels=np.array(labels),
+        splits=np.array(splits),
+        classes=None,
+        digest=content,
+        decode=lambda size, progress: cache.decoded(items, content, size, progress.decoded, progress.note),
+        where=where,
+        skipped=found.lines(),
+    )
+
+
+def search(path: str) -> Found:
+    """All image files below `path`, sorted, through symbolic links too."""
+    found = Found()
+    _search(path, found)
+    return found
+
+
+def _subfolders(path: str, found: Found) -> list[str]:
+    """The names of the folders in `path` that may be classes or splits, sorted."""
+    names = []
+    for entry in _scan(path, found):
+        kind = _kind(entry)
+        if kind == _FOLDER:
+            names.append(entry.name)
+        else:
+            found.skip("images in no class folder" if kind == _IMAGE else kind, entry.path)
+    return names
+
+
+def _search(top: str, found: Found) -> None:
+    """Add the image files below `top`, in the order of their names."""
+    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
+    while stack:
+        path, above = stack.pop()
+        try:
+            stat = os.stat(path)
+        except OSError:
+            found.skip("folders that cannot be opened", path)
+            continue
+        own = (stat.st_dev, stat.st_ino)
+        if own in above:
+            found.skip("symbolic links that lead in a circle", path)
+            continue
+        folders = []
+        for entry in _scan(path, found):
+            kind = _kind(entry)
+            if kind == _FOLDER:
+                folders.append((entry.path, above | {own}))
+            elif kind == _IMAGE:
+                found.files.append(entry.path)
+            else:
+                found.skip(kind, entry.path)
+        stack += reversed(folders)
+
+
+def _scan(path: str, found: Found) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            yield from sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        found.skip("folders that cannot be opened", path)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What an entry is: `_FOLDER`, `_IMAGE` by its extension (or by having none), or why it is passed over."""
+    if entry.name.startswith(".") or entry.name.lower() in _JUNK:
+        return "hidden or junk entries"
+    try:
+        if entry.is_dir():
+            return _FOLDER
+        if not entry.is_file():
+            links = entry.is_symlink()
+            return "symbolic links that lead nowhere" if links else "entries that are neither files nor folders"
+    except OSError:  # a symbolic link to itself, among others
+        return "entries that cannot be opened"
+    extension = os.path.splitext(entry.name)[1].lower()
+    return _IMAGE if extension in EXTENSIONS or not extension else "files that are no images"

@@ -1,0 +1,260 @@
+"""Runs: begun, resumed and finished in a folder."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labelsmooth import _checks
+from labelsmooth._errors import DataError, Interrupted, TrainingError
+from labelsmooth.evaluation import Evaluation, evaluate
+from labelsmooth.report import plots
+from labelsmooth.training import checkpoints, memory, recipes
+from labelsmooth.training.data import ImageData, load
+from labelsmooth.training.devices import choose_device
+from labelsmooth.training.loop import Reporter, Stopped, Training
+from labelsmooth.training.recipes import Recipe
+from labelsmooth.training.run import RunFolder, Settings, environment
+
+
+@dataclass
+class Result:
+    """A finished run: its folder, what `summary.json` holds, and the figures on the test set."""
+
+    folder: Path
+    summary: dict[str, Any]
+    test: Evaluation
+
+
+def train(
+    data: str | Path = "digits",
+    recipe: str | Recipe | None = None,
+    *,
+    val_split: float = 0.1,
+    seed: int = 0,
+    image_size: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    device: str = "auto",
+    deterministic: bool = False,
+    compile: bool | None = None,
+    out: str | Path = "runs",
+    plot: str | Path | None = None,
+    reporter: Reporter | None = None,
+    **changes: Any,
+) -> Result:
+    """Train an image classifier with label smoothing, evaluate it on hard labels, and write a run folder.
+
+    The same seed gives the same split, initial weights, batch order, augmentation and dropout, whatever the smoothing
+    and the method.
+
+    Args:
+        data: see `labelsmooth.training.load`.
+        recipe: a `Recipe`, or the name of one (``"classic"``, ``"fast"``, ``"digits"``); None chooses by the image
+            size.
+        val_split: the share of the training examples that validation gets, in [0, 1). With 0 there is no `best`
+            checkpoint, and the last one is tested.
+        seed: a whole number of at least 0.
+        image_size: resize to this height and width; None: see `labelsmooth.training.load`.
+        image_column: of a table; None: found by its type and name.
+        label_column: of a table; None: found by its name.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        deterministic: refuse operations that are not deterministic.
+        compile: put the network through `torch.compile`, with CUDA graphs on a GPU; None: on a GPU only.
+        out: the parent folder of runs.
+        plot: also write the curves to this file (.png, .svg or .pdf).
+        reporter: told of what happens; None: nobody.
+        **changes: fields of `Recipe` to change, such as ``smoothing=0.2, epochs=5``.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        ValueError: an argument out of its range. DataError: the data cannot be used.
+        TrainingError: the loss became nan or inf, or the disk is full; what was done is kept.
+
+    Example:
+        >>> from labelsmooth.training import train
+        >>> result = train("digits", smoothing=0.1, epochs=1, out=getfixture("tmp_path"))
+        >>> sorted(path.name for path in result.folder.iterdir())  # doctest: +NORMALIZE_WHITESPACE
+        ['checkpoints', 'config.yaml', 'data.json', 'env.json', 'log.txt', 'metrics.csv', 'plots', 'predictions',
+         'summary.json']
+    """
+    reporter = reporter or Reporter()
+    if plot is not None:
+        plots.check_file(Path(plot))
+    named = recipes.named(recipe) if isinstance(recipe, str) else recipe
+    # A wrong option is found before the data are read; which recipe suits them, only afterwards.
+    source = str(data) if isinstance(data, Path) else data
+    first = (named or recipes.CLASSIC).changed(**changes)
+    settings = Settings(source, first, val_split, seed, image_size, image_column, label_column, device, deterministic,
+        compile,
+    )  # fmt: skip
+    choose_device(device)
+    images = _load(settings, reporter)
+    chosen = named or recipes.suited(images.image_shape)
+    if isinstance(recipe, str) or recipe is None:
+        chosen = chosen.for_data(len(images.train), images.image_shape[-1])
+    settings = replace(settings, recipe=chosen.changed(**changes))
+    training = Training(settings, images)
+    folder = RunFolder.create(Path(out), images.name)
+    try:
+        folder.write_json("data.json", images.describe())
+        folder.write_json("env.json", environment(str(training.device), training.precision_reason))
+        folder.write_settings(replace(settings, data=images.source))  # last: with it the folder is a run
+    except BaseException as error:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        if isinstance(error, OSError):
+            text = f"{error.strerror or error} while writing a run folder in {out}; nothing was trained"
+            raise TrainingError(text) from error
+        raise
+    return _finish(training, folder, reporter, plot)
+
+
+def resume(
+    run: str | Path,
+    *,
+    epochs: float | None = None,
+    plot: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Go on with an interrupted run, bit for bit as if it had not been interrupted.
+
+    Args:
+        run: its folder.
+        epochs: more than the run has done: the rest of the schedule is planned anew for so many, and a run that is
+            finished goes on too. None: as many as it was told.
+        plot: also write the curves to this file.
+        reporter: told of what happens.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        ValueError: the run is finished. DataError: it is no run, or its data have changed. TrainingError: as `train`.
+    """
+    reporter = reporter or Reporter()
+    if plot is not None:
+        plots.check_file(Path(plot))
+    folder = RunFolder.open(run)
+    settings = folder.read_settings()
+    if epochs is not None:
+        settings = replace(settings, recipe=settings.recipe.changed(epochs=epochs))
+    elif folder.finished:
+        raise _checks.error("resume", "name a run that is not finished, or come with more --epochs", str(run))
+    images = _load(settings, reporter)
+    known = folder.read_json("data.json")
+    if images.digest != known.get("sha256"):
+        raise DataError(
+            f"{settings.data} has changed since {run} began (SHA-256 {images.digest[:12]}, then "
+            f"{str(known.get('sha256'))[:12]})"
+        )
+    folder.sweep()
+    training = _restored(folder, settings, images, reporter)
+    if epochs is not None:
+        if training.epochs <= len(training.rows):
+            raise _checks.error("epochs", f"be more than the {len(training.rows)} that {run} has done", epochs)
+        folder.write_settings(settings)
+        folder.reopen()
+    if training.best is not None and not (folder.checkpoints / "best.safetensors").exists():
+        reporter.note("best.safetensors is gone; the best of the epochs to come is tested, or the last one")
+        training.best = None
+    reporter.note(f"resuming {folder.path} after {training.saved or 'nothing'}")
+    return _finish(training, folder, reporter, plot)
+
+
+def _load(settings: Settings, reporter: Reporter) -> ImageData:
+    return load(
+        settings.data,
+        val_split=settings.val_split,
+        seed=settings.seed,
+        image_size=settings.image_size,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        progress=reporter.data_progress(),
+    )
+
+
+def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter: Reporter) -> Training:
+    """A training where the newest checkpoint that can be used was made; at its beginning if there never was one."""
+    training, problems = Training(settings, images), []
+    for name in ("last", "previous"):
+        path = folder.checkpoints / f"{name}.safetensors"
+        if not path.exists():
+            continue
+        try:
+            training.restore(path)
+            return training
+        except DataError as error:
+            reporter.note(f"{error}; looking at the checkpoint before")
+            problems.append(str(error))
+            training = Training(settings, images)
+    if problems:
+        raise DataError(f"{folder.path} has no checkpoint that can be used: {'; '.join(problems)}")
+    return training
+
+
+def _finish(training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None) -> Result:
+    try:
+        reporter.begin(training, folder.path)
+        folder.log(f"begin after {training.saved or 'nothing'}")
+        with training.global_state(), training.stop, memory.kept():
+            training.run(folder, reporter)
+            result = _conclude(training, folder)
+    except (KeyboardInterrupt, Stopped):
+        folder.log(f"interrupted; saved after {training.saved or 'nothing'}")
+        raise Interrupted(str(folder.path), training.saved) from None
+    except TrainingError as error:
+        folder.log(f"failed: {error}")
+        raise
+    except OSError as error:
+        hint = "free some room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
+        raise TrainingError(
+            f"{error.strerror or error} while writing {error.filename or folder.path}; the checkpoint after "
+            f"{training.saved or 'nothing'} is kept: {hint}, then labelsmooth train --resume {folder.path}"
+        ) from error
+    if plot is not None:
+        try:
+            plots.save(plots.curves(training.rows, training.recipe.smoothing), Path(plot))
+        except OSError as error:
+            reporter.note(f"the curves could not be written to {plot} ({error.strerror}); they are in {folder.path}")
+    return result
+
+
+def _conclude(training: Training, folder: RunFolder) -> Result:
+    """Restore the best weights, predict, evaluate on hard labels, draw and summarise."""
+    recipe, data = training.recipe, training.data
+    tested = "best" if training.best is not None else "last"
+    checkpoints.load_weights(folder.checkpoints / f"{tested}.safetensors", training.model)
+    if len(data.val):
+        training.predict(data.val).save(folder.predictions_file("val"))
+    predictions = training.predict(data.test)
+    predictions.save(folder.predictions_file("test"))
+    test = evaluate(predictions.logits, predictions.labels, data.classes)
+    plots.save(plots.curves(training.rows, recipe.smoothing), folder.plot_file("curves"))
+    plots.save(plots.confusion(test), folder.plot_file("confusion"))
+    summary = {
+        "status": "finished",
+        "data": data.name,
+        "model": recipe.model,
+        "parameters": training.parameters,
+        "smoothing": recipe.smoothing,
+        "method": recipe.method,
+        "entropy_floor": training.floor,
+        "seed": training.settings.seed,
+        "epochs": len(training.rows),
+        "tested_checkpoint": tested,
+        "best": training.best,
+        "test": {"accuracy": test.accuracy, "nll": test.nll, "examples": test.examples},
+        "train_seconds": training.seconds,
+        "images_per_second": float(np.median([row["images_per_second"] for row in training.rows])),
+        "report": test.as_dict()["classes"],
+    }
+    folder.write_json("summary.json", summary)
+    folder.log(f"finished: test accuracy {test.accuracy:.4f}, test NLL {test.nll:.4f}")
+    return Result(folder.path, summary, test)

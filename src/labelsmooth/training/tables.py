@@ -1,0 +1,334 @@
+"""Tables of images, parquet or CSV: a column of image bytes or paths, one of labels, and perhaps one of splits."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+
+from labelsmooth._errors import DataError
+from labelsmooth.training import cache
+from labelsmooth.training.images import Encoded, Items
+from labelsmooth.training.listing import SPLIT_NAMES, SPLITS, Listing, nearest, one_file_per_split
+
+SUFFIXES = (".parquet", ".csv", ".tsv")
+_BYTES_NAMES = ("image_bytes", "bytes", "image_base64", "base64")  # in a CSV file: base64
+_IMAGE_NAMES = (
+    "image", "img", "images", "picture", "pixels", "file", "path", "file_name", "filename", "filepath", "file_path",
+    "image_path", "image_file", *_BYTES_NAMES,
+)  # fmt: skip
+_LABEL_NAMES = ("label", "labels", "class", "target", "y", "fine_label", "category", "class_name", "label_name")
+_SPLIT_NAMES = ("split", "subset", "fold", "set", "partition")
+_ROWS = 1024
+
+
+def read(
+    paths: dict[str, Path], name: str, *, image_column: str | None = None, label_column: str | None = None
+) -> Listing:
+    """Listing of one table, or of one for each split.
+
+    Args:
+        paths: {split: file}; a single file may say each row's split in a column.
+        name: what to call the data.
+        image_column: the column of images; None: found by its type and name.
+        label_column: the column of labels; None: found by its name.
+
+    Raises:
+        DataError: a file is missing or damaged, lacks a column, or has a label that is none.
+    """
+    tables = [_Table(path, image_column, label_column) for path in paths.values()]
+    for split, table in zip(paths, tables, strict=True):
+        if table.rows == 0:
+            raise DataError(f"the {split} split of {table.path} is empty")
+    labels, classes = _together(tables, paths)
+    splits = [table.splits if table.splits is not None else np.full(table.rows, s) for s, table in zip(paths, tables)]  # noqa: B905
+    starts = np.cumsum([0, *(table.rows for table in tables)])
+
+    def where(number: int) -> str:
+        table = int(np.searchsorted(starts, number, "right")) - 1
+        return tables[table].where(number - int(starts[table]))
+
+    def sources() -> Iterator[Encoded]:
+        for table in tables:
+            yield from table.images()
+
+    content = cache.digest(
+        [file for table in tables for file in (str(table.path), *table.named_files())],
+        [f"{split} {table.image}" for split, table in zip(paths, tables, strict=True)],
+    )
+    items = Items(int(starts[-1]), sources, where)
+    return Listing(
+        name=name,
+        labels=labels,
+        splits=np.concatenate(splits),
+        classes=classes,
+        digest=content,
+        decode=lambda size, progress: cache.decoded(items, content, size, progress.decoded, progress.note),
+        where=where,
+    )
+
+
+def in_folder(folder: Path) -> dict[str, Path]:
+    """{split: file} of the tables in `folder` that are named after splits; empty if there are none.
+
+    Raises:
+        DataError: two files are for the same split, or there is one for test or validation only.
+    """
+    names = [item.name for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file()]
+    found = one_file_per_split(names, f"the folder {folder}")
+    if found and "train" not in found:
+        raise DataError(f"the folder {folder} holds {', '.join(found.values())}, but no train.parquet or train.csv")
+    return {split: folder / name for split, name in found.items()}
+
+
+class _Table:
+    """A parquet or CSV file, read in batches of rows.
+
+    Attributes:
+        rows: how many there are.
+        image: the name of the image column.
+        labels: ids ``int64[rows]``, or names.
+        splits: of each row, if there is a column of them.
+        classes: the class names that Hugging Face's `datasets` wrote into the file.
+    """
+
+    def __init__(self, path: Path, image_column: str | None, label_column: str | None) -> None:
+        self.path, self.is_csv = path, path.suffix.lower() != ".parquet"
+        if not path.exists():
+            raise DataError(f"there is no file {path}")
+        try:
+            self.file = None if self.is_csv else pq.ParquetFile(path)
+            self.delimiter = _delimiter(path) if self.is_csv else ""
+            schema = self._open_csv(None).schema if self.file is None else self.file.schema_arrow
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = str(error).partition("\n")[0]
+            kind = "CSV" if self.is_csv else "parquet"
+            raise DataError(f"{path} is no readable {kind} file ({reason}); is it damaged, or cut off?") from None
+        self.schema = schema
+        self.image = self._image_column(image_column)
+        label = self._label_column(label_column)
+        split = next(
+            (field.name for field in schema if field.name.lower() in _SPLIT_NAMES and self._is_text(field.type)), None
+        )
+        columns = [label] if split is None else [label, split]
+        labels, splits, self.rows = [], [], 0
+        for batch in self._batches(columns):
+            labels.append(self._labels(batch.column(label)))
+            if split is not None:
+                splits.append(self._splits(batch.column(split), split))
+            self.rows += batch.num_rows
+        self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
+        self.splits = np.concatenate(splits) if splits else None
+        self.classes = _names(schema, label)
+
+    def where(self, row: int) -> str:
+        return f"line {row + 2} of {self.path}" if self.is_csv else f"row {row} of {self.path}"
+
+    def images(self) -> Iterator[Encoded]:
+        folder = str(self.path.parent)
+        coded = self.is_csv and self.image.lower() in _BYTES_NAMES
+        for batch in self._batches([self.image]):
+            for value in batch.column(self.image).to_pylist():
+                if isinstance(value, dict):
+                    value = value["bytes"] if value["bytes"] is not None else value.get("path")
+                if isinstance(value, str) and coded:
+                    value = _from_base64(value)
+                yield f"{folder}/{value}" if isinstance(value, str) and value and value[0] != "/" else value or None
+
+    def named_files(self) -> list[str]:
+        """The image files that the table names."""
+        kind = self.schema.field(self.image).type
+        if not _is_text(kind) and not (pa.types.is_struct(kind) and self._may_lack_bytes()):
+            return []
+        return [file for file in self.images() if isinstance(file, str)]
+
+    def _may_lack_bytes(self) -> bool:
+        """True unless the file's statistics say that every image has its bytes in the file."""
+        assert self.file is not None
+        names = [self.file.schema.column(i).path for i in range(len(self.file.schema))]
+        column = names.index(f"{self.image}.bytes")
+        for group in range(self.file.num_row_groups):
+            statistics = self.file.metadata.row_group(group).column(column).statistics
+            if statistics is None or not statistics.has_null_count or statistics.null_count:
+                return True
+        return False
+
+    def _open_csv(self, columns: list[str] | None) -> pc.CSVStreamingReader:
+        """All columns are text: a type found in the first block of a file may not fit the last."""
+        parse = pc.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
+        if columns is None:
+            return pc.open_csv(self.path, parse_options=parse)
+        convert = pc.ConvertOptions(
+            include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
+        )
+        return pc.open_csv(self.path, parse_options=parse, convert_options=convert)
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        row = 0
+        try:
+            reader = self._open_csv(columns) if self.file is None else self.file.iter_batches(_ROWS, columns=columns)
+            for batch in reader:
+                yield batch
+                row += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise DataError(f"{self.path} is damaged after row {row} ({reason})") from None
+
+    def _image_column(self, asked: str | None) -> str:
+        if asked is not None:
+            return self._asked(asked, "image_column")
+        fields = [field for field in self.schema if not self.is_csv and _holds_images(field.type)]
+        fields += [field for field in self.schema if field.name.lower() in _IMAGE_NAMES and self._is_text(field.type)]
+        if not fields:
+            kinds = "bytes, a struct of bytes and path, or paths in a column called image, path or file_name"
+            raise DataError(
+                f"{self.path} has no column of images ({kinds}); its columns: {self._listed()}"
+                f"{self._nearest(_IMAGE_NAMES)}; --image-column names another"
+            )
+        return min(fields, key=lambda field: _rank(field.name, _IMAGE_NAMES)).name
+
+    def _label_column(self, asked: str | None) -> str:
+        if asked is not None:
+            return self._asked(asked, "label_column")
+        names = [field.name for field in self.schema if field.name.lower() in _LABEL_NAMES]
+        if not names:
+            raise DataError(
+                f"{self.path} has no label column (one of {', '.join(_LABEL_NAMES)}); its columns: {self._listed()}"
+                f"{self._nearest(_LABEL_NAMES)}; --label-column names another"
+            )
+        return min(names, key=lambda name: _rank(name, _LABEL_NAMES))
+
+    def _asked(self, name: str, argument: str) -> str:
+        if name not in self.schema.names:
+            option = "--" + argument.replace("_", "-")
+            raise DataError(
+                f"{self.path} has no column {name!r}, which {option} names{nearest(name, self.schema.names)}; "
+                f"its columns: {self._listed()}"
+            )
+        return name
+
+    def _is_text(self, kind: pa.DataType) -> bool:
+        return self.is_csv or _is_text(kind)
+
+    def _listed(self) -> str:
+        return ", ".join(f"{field.name} ({field.type})" for field in self.schema)
+
+    def _nearest(self, known: Sequence[str]) -> str:
+        """The column that may be meant by one of the names that are looked for."""
+        names = {name.lower(): name for name in self.schema.names}
+        for name in known:
+            hint = nearest(name, list(names))
+            if hint:
+                return hint
+        return ""
+
+    def _labels(self, column: pa.Array) -> np.ndarray:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if column.null_count:
+            row = next(i for i, value in enumerate(column) if not value.is_valid)
+            raise DataError(f"{self.where(self.rows + row)} has no label")
+        values = column.to_numpy(zero_copy_only=False)
+        if _is_text(column.type):
+            blank = [i for i, value in enumerate(values) if not value.strip()]
+            if blank:
+                raise DataError(f"{self.where(self.rows + blank[0])} has no label")
+            return np.array([value.strip() for value in values])
+        if pa.types.is_floating(column.type) and np.isfinite(values).all() and (values == np.floor(values)).all():
+            values = values.astype(np.int64)
+        if values.dtype.kind not in "iub":
+            bad = 0
+            if values.dtype.kind == "f":
+                bad = int(np.argmax(~np.isfinite(values) | (values != np.floor(values))))
+            raise DataError(
+                f"{self.where(self.rows + bad)} has the label {values[bad]}, which is no class id and no name"
+            )
+        if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
+            row = self.rows + int(values.argmax())
+            raise DataError(f"{self.where(row)} has the label {values.max()}, which is no class id")
+        return values.astype(np.int64)
+
+    def _splits(self, column: pa.Array, name: str) -> np.ndarray:
+        values = column.to_pylist()
+        splits = [SPLIT_NAMES.get(str(value).strip().lower()) for value in values]
+        if None in splits:
+            row = splits.index(None)
+            raise DataError(
+                f"{self.where(self.rows + row)} has the {name} {values[row]!r}; it must be one of {', '.join(SPLITS)}"
+            )
+        return np.array(splits)
+
+
+def _together(tables: list[_Table], paths: dict[str, Path]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """The labels of all tables, and the class names of ids; tables may name the same classes in another order."""
+    kinds = {table.labels.dtype.kind for table in tables}
+    if len(kinds) > 1:
+        listed = " and ".join(str(path) for path in paths.values())
+        raise DataError(f"{listed} have labels of different kinds: numbers in one, names in another")
+    if kinds == {"U"}:
+        return np.concatenate([table.labels for table in tables]), None
+    named = next((table.classes for table in tables if table.classes), None)
+    labels = []
+    for split, table in zip(paths, tables, strict=True):
+        ids = table.labels
+        if named is not None and table.classes is not None and table.classes != named:
+            ids = _renumbered(ids, table.classes, named, f"the {split} split of {table.path}")
+        labels.append(ids)
+    return np.concatenate(labels), named
+
+
+def _renumbered(ids: np.ndarray, own: tuple[str, ...], classes: tuple[str, ...], where: str) -> np.ndarray:
+    """Ids into the names `own` as ids into `classes`, which are the same names in another order."""
+    if sorted(own) != sorted(classes):
+        raise DataError(f"{where} names other classes ({', '.join(own)}) than the others ({', '.join(classes)})")
+    if ids.size and ids.max() >= len(own):
+        raise DataError(f"{where} has the label {ids.max()}, but names {len(own)} classes only")
+    return np.array([classes.index(name) for name in own])[ids]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _rank(name: str, names: tuple[str, ...]) -> int:
+    return names.index(name.lower()) if name.lower() in names else len(names)
+
+
+def _delimiter(path: Path) -> str:
+    """The one of comma, semicolon and tab that stands in the first line most often."""
+    with path.open(encoding="utf-8-sig") as file:
+        line = file.readline(1 << 16)
+    return max(",;\t", key=line.count)
+
+
+def _from_base64(text: str) -> bytes:
+    """What `text` encodes; if it encodes nothing, text that is no image either, so that the row is told of."""
+    try:
+        return base64.b64decode(text.rpartition("base64,")[2], validate=True)
+    except (binascii.Error, ValueError):
+        return text.encode()
+
+
+def _names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    """The class names that Hugging Face's `datasets` writes into the file."""
+    try:
+        features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None

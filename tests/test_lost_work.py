@@ -1,0 +1,256 @@
+"""Nothing is lost: runs that are interrupted or killed anywhere end with the bits of one that was not."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from labelsmooth._errors import Interrupted, TrainingError
+from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, resume, train
+from labelsmooth.training.loop import Training
+from tests.test_training import table
+
+TINY = CLASSIC.changed(model="small", lr=0.01, epochs=3, batch_size=128)  # dropout, shifts and flips too
+
+
+def same(one, other):
+    """All that two runs leave is the same but for times."""
+    for name in ("best", "last"):
+        a, b = (load_file(folder / "checkpoints" / f"{name}.safetensors") for folder in (one, other))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    rows = [[{k: v for k, v in row.items() if "second" not in k} for row in table(folder)] for folder in (one, other)]
+    assert rows[0] == rows[1]
+    with np.load(one / "predictions/test.npz") as a, np.load(other / "predictions/test.npz") as b:
+        assert np.array_equal(a["logits"], b["logits"])
+    return True
+
+
+class At:
+    """Sends this process a signal after so many steps of a training."""
+
+    def __init__(self, monkeypatch, number, steps):
+        self.left, original = steps, Training._step
+
+        def step(training, *args):
+            original(training, *args)
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Training, "_step", step)
+
+
+FAST_TINY = FAST.changed(model="small", epochs=3, batch_size=128, lr=0.05)
+
+
+@pytest.mark.parametrize("recipe", [TINY, FAST_TINY, DIGITS.changed(epochs=2)], ids=["classic", "fast", "digits"])
+@pytest.mark.parametrize(("number", "steps"), [(signal.SIGINT, 4), (signal.SIGTERM, 13), (signal.SIGTERM, 20)])
+def test_a_signal_saves_in_the_middle_of_an_epoch(recipe, number, steps, tmp_path, monkeypatch):
+    whole = train("digits", recipe=recipe, out=tmp_path / "whole")
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        At(patched, number, steps)
+        with pytest.raises(Interrupted) as caught:
+            train("digits", recipe=recipe, out=tmp_path / "cut")
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    per_epoch = 1293 // recipe.batch_size
+    epochs, rest = divmod(steps, per_epoch)
+    if rest == 0:  # it is seen before the validation
+        epochs, rest = epochs - 1, per_epoch
+    assert caught.value.saved == f"{epochs} epoch{'' if epochs == 1 else 's'} and {rest} of {per_epoch} steps"
+    assert same(resume(caught.value.folder).folder, whole.folder)
+
+
+def test_an_interruption_while_the_test_set_is_predicted(tmp_path, monkeypatch):
+    whole = train("digits", recipe=TINY, out=tmp_path / "whole")
+    original = Training.predict
+
+    def predict(training, split):
+        if split is training.data.test:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(training, split)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "predict", predict)
+        with pytest.raises(Interrupted, match="interrupted after 3 epochs"):
+            train("digits", recipe=TINY, out=tmp_path / "cut")
+    assert same(resume(tmp_path / "cut/digits-001").folder, whole.folder)
+
+
+def test_more_epochs_replan_the_rest(tmp_path):
+    first = train("digits", recipe=DIGITS, epochs=2, out=tmp_path)
+    with pytest.raises(ValueError, match="epochs must be more than the 2 that .* has done; got 2"):
+        resume(first.folder, epochs=2)
+    with pytest.raises(ValueError, match="epochs must be a positive number; got -1"):
+        resume(first.folder, epochs=-1)
+    assert (first.folder / "summary.json").is_file()
+    longer = resume(first.folder, epochs=4)
+    assert longer.summary["epochs"] == 4
+    assert [float(row["lr"]) for row in table(longer.folder)[2:]] == pytest.approx(
+        [DIGITS.changed(epochs=4).make_schedule()(epoch + 19 / 20) for epoch in (2, 3)]
+    )
+    assert yaml.safe_load((longer.folder / "config.yaml").read_text())["epochs"] == 4
+    with pytest.raises(ValueError, match="resume must name a run that is not finished, or come with more --epochs"):
+        resume(first.folder)
+
+
+def test_more_epochs_in_the_middle_of_a_fraction(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        At(patched, signal.SIGTERM, 23)
+        with pytest.raises(Interrupted):
+            train("digits", recipe=DIGITS, epochs=1.5, out=tmp_path)
+    result = resume(tmp_path / "digits-001", epochs=3)
+    assert len(result.summary["best"]) == 3
+    steps = load_file(result.folder / "checkpoints/last.safetensors")["network.body.0.1.num_batches_tracked"]
+    assert int(steps) == 60
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
+    original = Training._step
+
+    def step(training, *args):
+        original(training, *args)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(Training, "_step", step)
+    with pytest.raises(Interrupted, match="interrupted after nothing"):
+        train("digits", recipe=TINY, out=tmp_path)
+
+
+def test_the_command_on_sigterm(tmp_path):
+    command = [sys.executable, "-m", "labelsmooth", "train", "--epochs", "500", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        for line in running.stdout:
+            if line.startswith("epoch"):
+                running.terminate()
+                break
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert f"labelsmooth train --resume {tmp_path / 'digits-001'}" in errors
+    assert "Traceback" not in errors
+    state = load_file(tmp_path / "digits-001/checkpoints/last.safetensors")
+    assert "running/rng" in state
+
+
+# Kills at any moment.
+
+
+def _whole(folder):
+    torch.set_num_threads(1)
+    train("digits", recipe=TINY, out=folder)
+
+
+def _again(folder):
+    torch.set_num_threads(1)
+    runs = sorted(folder.iterdir()) if folder.is_dir() else []
+    if runs and (runs[-1] / "summary.json").is_file():
+        return
+    if runs and (runs[-1] / "config.yaml").is_file():
+        resume(runs[-1])
+    else:  # killed before there was a run
+        train("digits", recipe=TINY, out=folder)
+
+
+def kill_and_resume(tmp_path, times, seed):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["labelsmooth.training.session", "sklearn.datasets", "sklearn.model_selection"])
+
+    def start(target, *args):
+        process = context.Process(target=target, args=args)
+        process.start()
+        return process
+
+    start(_whole, tmp_path / "warm").join()
+    began = time.perf_counter()
+    first = start(_whole, tmp_path / "whole")
+    first.join()
+    assert first.exitcode == 0
+    length, draw, moments = time.perf_counter() - began, random.Random(seed), set()
+    for number in range(times):
+        folder = tmp_path / f"killed-{number}"
+        process = start(_whole, folder)
+        time.sleep(draw.uniform(0, length))
+        process.kill()
+        process.join()
+        left = {path.name for path in folder.rglob("*") if path.is_file()}
+        moments.add("last.safetensors" in left)
+        again = start(_again, folder)
+        again.join()
+        assert again.exitcode == 0, (number, left)
+        finished = [run for run in sorted(folder.iterdir()) if (run / "summary.json").is_file()]
+        assert same(finished[-1], tmp_path / "whole/digits-001"), number
+        assert not list(finished[-1].rglob(".*"))
+        shutil.rmtree(folder)
+    assert moments == {True, False}  # before and after the first checkpoint
+
+
+def test_20_runs_killed_at_random_moments_end_bitwise_equal(tmp_path):
+    kill_and_resume(tmp_path, 20, seed=1)
+
+
+@pytest.mark.slow
+def test_200_runs_killed_at_random_moments_end_bitwise_equal(tmp_path):
+    kill_and_resume(tmp_path, 200, seed=2)
+
+
+# Memory.
+
+
+def test_out_of_memory_says_which_batch_fits(tmp_path, monkeypatch):
+    original = Training._gradients
+
+    def gradients(training, rows, *args):
+        if len(rows) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(training, rows, *args)
+
+    monkeypatch.setattr(Training, "_gradients", gradients)
+    with pytest.raises(TrainingError, match=r"too small for a batch of 128; 16 would fit: --batch-size 16"):
+        train("digits", recipe=TINY, out=tmp_path)
+    monkeypatch.setattr(Training, "_gradients", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(TrainingError, match=r"too small for a single image; try --image-size"):
+        train("digits", recipe=TINY, out=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, monkeypatch):
+    class Break(Reporter):
+        def begin(self, training, folder):
+            self.training = training
+
+        def epoch(self, row, best):
+            with torch.no_grad():
+                self.training.model.network.head.weight.fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match=r"the loss became nan in epoch 2, step 1, at learning rate 0.00666667; the checkpoint after 1 epoch is kept"):  # fmt: skip
+        train("digits", recipe=TINY, out=tmp_path, reporter=Break())
+    resumed = resume(tmp_path / "digits-001")
+    assert same(resumed.folder, train("digits", recipe=TINY, out=tmp_path / "whole").folder)
+
+
+def test_env_json_names_the_commit_that_the_run_was_made_in(tmp_path, monkeypatch):
+    result = train("digits", recipe=TINY, epochs=1, out=tmp_path / "runs")
+    here = json.loads((result.folder / "env.json").read_text())["git"]
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"],
+    ):
+        subprocess.run(["git", *words], check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    result = train("digits", recipe=TINY, epochs=1, out=tmp_path / "runs")
+    assert json.loads((result.folder / "env.json").read_text())["git"] == {"commit": commit, "changed": False}
+    assert here is None or here["commit"] != commit

@@ -1,0 +1,408 @@
+"""People's own data: folders of image files, CSV files and arrays, as they come, and as they go wrong."""
+
+import base64
+import io
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labelsmooth._errors import DataError
+from labelsmooth.training import cache, images, load
+from labelsmooth.training.data import Progress
+from labelsmooth.training.survey import survey
+from tests.test_data import pictures, png
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("LABELSMOOTH_CACHE", str(folder))
+    return folder
+
+
+def tree(root, files):
+    """Write {path: image array or bytes} below `root`."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else png(content))
+    return root
+
+
+def classes(prefix="", n=20, names=("cat", "dog"), seed=0, size=9):
+    made = pictures(n, seed=seed, size=size)
+    return {f"{prefix}{names[i % len(names)]}/{i:03d}.png": made[i] for i in range(n)}
+
+
+def noted(*args, **kwargs):
+    notes = []
+    return load(*args, progress=Progress(note=notes.append), **kwargs), notes
+
+
+# Folders.
+
+
+def test_a_folder_per_class(tmp_path):
+    root = tree(tmp_path / "pets", classes() | {"cat/deeper/still/x.PNG": pictures(1, seed=5)})
+    data, notes = noted(root)
+    assert notes == []
+    assert (data.name, data.classes, data.own_splits) == ("pets", ("cat", "dog"), ("train",))
+    assert (len(data.train), len(data.val), len(data.test)) == (14, 2, 5)
+    everything = np.concatenate([split.images for split in data.splits.values()])
+    order = np.argsort(np.concatenate([split.index for split in data.splits.values()]))
+    expected = [pictures(20)[i] for i in range(0, 20, 2)] + [pictures(1, seed=5)] + list(pictures(20)[1::2])
+    assert np.array_equal(everything[order], expected)  # by class, then by name, deeper ones last
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
+def test_a_folder_per_split_with_one_index_for_all(tmp_path, validation):
+    names = ("ant", "bee", "cow")
+    files = classes("train/", 18, names) | classes("test/", 4, names[1:], seed=1)
+    files |= classes(f"{validation}/", 4, names[:2], seed=2)
+    data, notes = noted(tree(tmp_path, files))
+    assert notes == []
+    assert data.classes == names
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 4, 4)
+    assert set(data.test.labels) == {1, 2}  # a class may be missing in a split
+    assert set(data.val.labels) == {0, 1}
+    assert np.array_equal(np.sort(data.test.images.sum((1, 2, 3))), np.sort(pictures(4, seed=1).sum((1, 2, 3))))
+
+
+def test_what_is_no_image_is_counted_and_left_out(tmp_path):
+    files = classes() | {
+        "cat/.hidden.png": pictures(1), "cat/Thumbs.db": b"x", "cat/notes.txt": b"x", "dog/more.json": b"{}",
+        "dog/.git/a.png": pictures(1), "loose.png": pictures(1), "README.md": b"x",
+        "cat/cut.png": png(pictures(1))[:70], "cat/empty.jpg": b"", "dog/text.jpg": b"this is text",
+    }  # fmt: skip
+    data, notes = noted(tree(tmp_path / "pets", files))
+    assert sum(len(split) for split in data.splits.values()) == 20
+    skipped = "\n".join(data.skipped)
+    for line in (
+        "3 hidden or junk entries: ", "3 files that are no images: ", "1 images in no class folder: ",
+        "cut.png cannot be decoded: ", "empty.jpg cannot be decoded: it is empty",
+        "text.jpg cannot be decoded: it is no image of a format that Pillow knows",
+    ):  # fmt: skip
+        assert line in skipped
+    assert len(data.skipped) == 6
+    assert notes[0].startswith("left out: ")
+    assert notes[0].endswith("; and 3 more (all in data.json)")
+    assert json.loads(json.dumps(data.describe()))["skipped"] == list(data.skipped)
+    assert np.array_equal(load(tmp_path / "pets").train.images, data.train.images)  # from the cache
+    assert load(tmp_path / "pets").skipped == data.skipped
+
+
+def test_links_circles_and_names(tmp_path):
+    root = tree(tmp_path / "pets", classes())
+    (root / "cat" / "circle").symlink_to(root / "cat")
+    (root / "cat" / "itself.png").symlink_to(root / "cat" / "itself.png")
+    (root / "cat" / "nowhere.png").symlink_to("gone.png")
+    (root / "dog" / "linked.png").symlink_to(tree(tmp_path / "elsewhere", {"a.png": pictures(1, seed=9)}) / "a.png")
+    os.mkfifo(root / "dog" / "pipe.png")
+    odd = os.fsencode(root / "dog") + b"/caf\xe9\nnew\x1b[31mline.png"
+    with open(odd, "wb") as file:
+        file.write(png(pictures(1, seed=8)))
+    with open(os.fsencode(root / "dog") + b"/bad\xff\n.png", "wb"):
+        pass
+    data = load(root)
+    assert sum(len(split) for split in data.splits.values()) == 22
+    skipped = "\n".join(data.skipped)
+    assert "1 symbolic links that lead in a circle" in skipped
+    assert skipped.count("lead nowhere") + skipped.count("cannot be opened") == 2
+    assert "1 entries that are neither files nor folders" in skipped
+    assert r"bad\xff\n.png cannot be decoded: it is empty" in skipped
+    assert len(data.skipped) == len(skipped.splitlines())
+
+
+def test_class_names_of_any_bytes(tmp_path):
+    root = tree(tmp_path, classes())
+    os.rename(os.fsencode(root / "dog"), os.fsencode(root) + b"/d\xf6g\n\t<b>")
+    data = load(root)
+    assert data.classes == ("cat", r"d\xf6g\n\t<b>")
+    json.dumps(data.describe(), ensure_ascii=False).encode()
+
+
+def test_folders_that_hold_no_data(tmp_path):
+    for files, message in (
+        ({"a.png": pictures(1)}, r"holds no images in sub-folders, one per class; its sub-folders: none \(1 images in no"),
+        ({"cat/a.txt": b"x", "dog/b.txt": b""}, r"its sub-folders: cat, dog \(2 files that are no images: .*a.txt, ...\)"),
+        (classes("train/") | {"test/cat/notes.txt": b"x"}, r"test holds no images in sub-folders.* its sub-folders: cat"),
+        (classes("train/") | classes("val/") | classes("valid/"), r"has val and valid for the val split; keep one"),
+        (classes(names=("cat",)), r"one class only \('?cat"),
+        ({**classes(), "cow/a.png": pictures(1)}, r"class 'cow' has one example, too few to split off test"),
+        (classes("train/") | classes("test/", names=("cat", "cow")), r"1 of the 3 classes .* no training example: 'cow'"),
+        (classes(names=("Cat", "cat")), r"the classes 'Cat' and 'cat' differ by letter case only; rename one"),
+        (classes("train/") | classes("test/", names=("cat", "Dog")), r"'Dog' and 'dog' differ by letter case only"),
+        ({f"{c}/{i}.png": b"no image" for c in "xy" for i in range(3)}, r"not one of the 6 images can be decoded; the first: "),
+        (classes("train/") | {"test/cat/a.png": b"x"}, r"the test split of .* is empty: not one of its images"),
+    ):  # fmt: skip
+        root = tree(tmp_path / f"data-{len(list(tmp_path.iterdir()))}", files)
+        with pytest.raises(DataError, match=message):
+            load(root, val_split=0 if "one class" in message else 0.1)
+
+
+def test_letters_may_differ_by_case(tmp_path):
+    assert load(tree(tmp_path, classes(names=("a", "A")))).classes == ("A", "a")
+
+
+def test_folders_beside_the_splits_are_told_of(tmp_path):
+    data, notes = noted(tree(tmp_path, classes("train/") | classes("test/", seed=1) | classes("old/", seed=2)))
+    assert data.classes == ("cat", "dog")
+    assert "1 folders beside the splits: " in notes[0]
+
+
+# Sizes and kinds of images.
+
+
+def test_mixed_images_come_out_right(tmp_path):
+    def encoded(image, kind="png", **options):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    colour, grey = pictures(1, size=40), np.full((40, 40), 77, np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    flat = Image.new("RGB", (40, 40), (200, 100, 50))
+    special = {
+        "cat/grey.png": grey, "cat/deep.png": encoded(Image.fromarray(grey.astype(np.uint16) * 257)),
+        "cat/turned.png": encoded(Image.fromarray(colour), exif=exif), "cat/palette.gif": encoded(flat, "gif"),
+        "cat/cmyk.jpg": encoded(flat.convert("CMYK"), "jpeg", quality=100), "cat/bits.png": encoded(Image.new("1", (40, 40), 1)),
+        "cat/clear.png": encoded(Image.new("RGBA", (40, 40), (9, 9, 9, 0))),
+        "cat/fuzzy.png": encoded(Image.new("RGBA", (40, 40), (0, 0, 0, 51))),
+        "cat/wide.png": encoded(Image.new("RGB", (80, 20), (1, 2, 3))),
+        "dog/large.png": encoded(Image.new("RGB", (400, 300), (10, 20, 30))),
+    }  # fmt: skip
+    files = {f"train/{name}": content for name, content in special.items()}
+    files |= {f"train/dog/{i}.png": colour for i in range(9)} | classes("test/", 4, size=40)
+    data, notes = noted(tree(tmp_path, files), val_split=0)
+    assert data.image_shape == (40, 40, 3)
+    assert notes[0].startswith("images of 20x40 to 300x400 are resized to 40x40 (--image-size chooses another)") or (
+        notes[0] == "images of 20x40 to 300x80 are resized"
+    )
+    names = sorted(name for name in special if name.startswith("cat"))
+    got = {name: data.train.images[i] for i, name in enumerate(names)}
+    assert (got["cat/grey.png"] == 77).all()
+    assert (got["cat/deep.png"] == 77).all()
+    assert np.array_equal(got["cat/turned.png"], np.rot90(colour))
+    assert (got["cat/palette.gif"] == [200, 100, 50]).all()
+    assert np.abs(got["cat/cmyk.jpg"].astype(int) - [200, 100, 50]).max() <= 4
+    assert (got["cat/bits.png"] == 255).all()
+    assert (got["cat/clear.png"] == 255).all()
+    assert (got["cat/fuzzy.png"] == 204).all()
+    assert (got["cat/wide.png"] == [1, 2, 3]).all()
+
+
+def test_grey_images_stay_grey_until_one_is_not(tmp_path):
+    made = {f"{'ab'[i % 2] * 3}/{i:03d}.png": pictures(1, seed=i, channels=1) for i in range(200)}
+    data = load(tree(tmp_path, made))
+    assert data.image_shape == (9, 9, 1)
+    tree(tmp_path, {"bbb/zzz.png": pictures(1)})
+    assert load(tmp_path).image_shape == (9, 9, 3)
+
+
+def test_a_decompression_bomb_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    data = load(tree(tmp_path, classes() | {"cat/bomb.png": np.zeros((25, 30), np.uint8)}))  # where Pillow only warns
+    assert "bomb.png cannot be decoded: Image size 30x25 is above 500 pixels" in data.skipped[0]
+
+
+def test_a_class_whose_images_are_all_broken_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"1 of the 3 classes of .* have no training example: 'cow'"):
+        load(tree(tmp_path, classes() | {f"cow/{i}.png": b"x" for i in range(5)}))
+
+
+# The cache.
+
+
+def test_a_changed_file_is_noticed_and_an_unchanged_folder_not_read(tmp_path, own_cache, monkeypatch):
+    root = tree(tmp_path / "pets", classes())
+    first = load(root)
+    monkeypatch.setattr(images, "decode", lambda *args, **kwargs: pytest.fail("decoded again"))
+    monkeypatch.setattr(cache, "_content", lambda file: pytest.fail("read again"))
+    assert load(root).digest == first.digest
+    monkeypatch.undo()
+    monkeypatch.setenv("LABELSMOOTH_CACHE", str(own_cache))
+    file = root / "cat" / "000.png"
+    stat = file.stat()
+    blob = bytearray(file.read_bytes())
+    other = png(255 - pictures(20)[0])
+    file.write_bytes(other[: len(blob)].ljust(len(blob), b"\0"))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the same time and nearly the same size
+    changed = load(root)
+    assert changed.digest != first.digest
+    assert len(os.listdir(own_cache / f"decoded-v{cache.VERSION}")) == 2
+    copied = load(tree(tmp_path / "copy" / "pets", classes()))
+    assert copied.digest == first.digest  # by content, wherever it lies
+
+
+def test_a_cache_of_an_older_version_is_told_of(tmp_path, own_cache):
+    (own_cache / "decoded-v1").mkdir()
+    _, notes = noted(tree(tmp_path / "pets", classes()))
+    assert "holds a cache of an older version (decoded-v1), which is not used" in notes[0]
+
+
+def test_images_are_mapped_and_not_held(tmp_path):
+    data = load(tree(tmp_path, classes()))
+    pool = data.train.pool
+    while not isinstance(pool, np.memmap):
+        assert pool.base is not None
+        pool = pool.base
+    assert not pool.flags.writeable
+    mean = data.train.images.astype(float)
+    np.testing.assert_allclose(data.train.mean_image(), mean.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(data.train.channel_moments()[0], mean.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(data.train.channel_moments()[1], mean.std((0, 1, 2)), rtol=1e-9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
+def test_a_folder_larger_than_the_memory_that_is_used(tmp_path):
+    import subprocess
+
+    code = """
+import resource, sys
+from labelsmooth.training import load
+load("digits")  # what is imported on the way
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = load(sys.argv[1], image_size=128)
+print(data.train.pool.nbytes // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    blob = png(pictures(1))
+    root = tree(tmp_path, {f"{'ab'[i % 2] * 2}/{i:04d}.png": blob for i in range(6000)})
+    result = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)
+    total, used = map(int, result.stdout.split())
+    assert total > 280_000  # KiB
+    assert used < total / 2
+
+
+# CSV files and arrays.
+
+
+def csv(path, header, rows):
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_csv_of_paths_with_splits(tmp_path):
+    tree(tmp_path, {f"img/{i}.png": x for i, x in enumerate(pictures(30))})
+    rows = [
+        f"img/{i}.png,{['dog', 'cat'][i % 2]},{'train' if i < 20 else 'valid' if i < 24 else 'Test'}" for i in range(30)
+    ]
+    data = load(csv(tmp_path / "all.csv", "path,label,split", rows))
+    assert data.classes == ("cat", "dog")
+    assert [len(split) for split in data.splits.values()] == [20, 4, 6]
+    assert np.array_equal(data.train.images, pictures(30)[:20])
+    assert data.train.labels.tolist() == [1, 0] * 10
+    assert data.own_splits == ("train", "val", "test")
+    semicolons = csv(tmp_path / "semi.csv", "\ufeffkind;image", [f" {i % 2 + 9} ;img/{i}.png" for i in range(30)])
+    data = load(semicolons, label_column="kind")
+    assert data.classes == ("9", "10")  # by number
+
+
+def test_csv_of_bytes_and_a_folder_of_csv(tmp_path):
+    for name, n in (("train", 20), ("test", 6)):
+        coded = [base64.b64encode(png(x)).decode() for x in pictures(n, seed=n)]
+        csv(tmp_path / f"{name}.csv", "label,image_bytes", [f"{i % 2},{x}" for i, x in enumerate(coded)])
+    data = load(tmp_path)
+    assert np.array_equal(data.test.images, pictures(6, seed=6))
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 6)
+
+
+def test_csv_that_is_wrong(tmp_path):
+    tree(tmp_path, {f"{i}.png": x for i, x in enumerate(pictures(20))})
+    good = [f"{i}.png,{i % 2}" for i in range(20)]
+    for header, rows, options, message in (
+        ("path,lable", good, {}, r"no label column .*its columns: path \(string\), lable \(int64\); did you mean lable\?; --label-column"),
+        ("pathh,label", good, {}, r"no column of images .*did you mean pathh\?; --image-column names another"),
+        ("path,label", good, {"label_column": "labl"}, r"no column 'labl', which --label-column names; did you mean label\?"),
+        ("path,label", [*good[:7], "7.png,", *good[8:]], {}, r"line 9 of .* has no label"),
+        ("path,label", [*good[:7], "gone.png,1", *good[8:]], {}, r"line 9 of .*: there is no such file"),
+        ("path,label", [*good[:7], ",1", *good[8:]], {}, r"line 9 of .* has no image"),
+        ("path,label,split", [f"{row},{'train' if i else 'trian'}" for i, row in enumerate(good)], {}, r"line 2 of .* has the split 'trian'; it must be one of train, val, test"),
+        ("path,label", [*good, "1.png"], {}, r"(is no readable CSV file|is damaged after row) .*"),
+        ("path,label", [], {}, r"the train split of .* is empty"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            load(csv(tmp_path / "a.csv", header, rows), **options)
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00binary")
+    with pytest.raises(DataError, match=r"a.csv is no readable CSV file"):
+        load(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("images", "labels"), ("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")],
+)  # fmt: skip
+def test_npz(tmp_path, names):
+    arrays = {}
+    for i in range(0, len(names), 2):
+        arrays |= {names[i]: pictures(20, seed=i), names[i + 1]: (np.arange(20) % 2)[:, None].astype(np.uint8)}
+    np.savez(tmp_path / "own.npz", **arrays)
+    data = load(tmp_path / "own.npz")
+    assert data.name == "own"
+    assert data.classes == ("0", "1")
+    expected = {2: [14, 2, 4], 4: [18, 2, 20], 6: [20, 20, 20]}[len(names)]
+    assert [len(split) for split in data.splits.values()] == expected
+    if len(names) == 6:
+        assert np.array_equal(data.val.images, pictures(20, seed=2))
+
+
+def test_npz_of_other_kinds_and_wrong_ones(tmp_path):
+    labels, grey = np.array(["b", "a"] * 10), pictures(20, channels=1)
+    path = tmp_path / "a.npz"
+    for made in (grey, grey / 255, grey.astype(np.uint16) * 257, grey.astype(np.int64)):
+        np.savez(path, x=made, y=labels)
+        data = load(path)
+        everything = np.concatenate([split.images for split in data.splits.values()])
+        assert everything.sum(dtype=int) == grey.sum(dtype=int)
+        assert data.image_shape == (9, 9, 1)
+        assert data.classes == ("a", "b")
+    ids = np.arange(20) % 2
+    for arrays, message in (
+        ({"a": ids}, r"holds a; it must hold images and labels, or x_train"),
+        ({"x": grey, "y": ids[:5]}, r"has 20 images in x, but 5 labels in y"),
+        ({"x": grey[:, 0], "y": ids}, r"x in .* has the shape \(20, 9\); it must be \[N, H, W\]"),
+        ({"x": pictures(20).transpose(0, 3, 1, 2), "y": ids}, r"move its channels to the last axis"),
+        ({"x": grey * 1.0, "y": ids}, r"float64 values from 0.0 to 255.0; floats must be in 0..1"),
+        ({"x": grey - 1.0, "y": ids}, r"floats must be in 0..1"),
+        ({"x": np.full((20, 3, 3), np.nan), "y": ids}, r"floats must be in 0..1"),
+        ({"x": grey.astype(int) + 1, "y": ids}, r"from 1 to 256; pixels must be in 0..255"),
+        ({"x": grey, "y": np.eye(2)[ids]}, r"labels must be \[N\] or \[N, 1\]"),
+        ({"x": grey, "y": ids + 0.5}, r"neither class ids nor names"),
+        ({"x": grey, "y": np.array([None] * 20)}, r"it holds Python objects, which are not loaded"),
+    ):  # fmt: skip
+        np.savez(path, **arrays)
+        with pytest.raises(DataError, match=message):
+            load(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"is no readable .npz file"):
+        load(path)
+
+
+# What `labelsmooth data` says.
+
+
+def test_leaks_duplicates_and_contradictions(tmp_path):
+    train, test = classes("train/"), classes("test/", 6, seed=1)
+    test |= {"test/cat/leak1.png": train["train/cat/000.png"], "test/dog/leak2.png": train["train/dog/001.png"]}
+    train |= {
+        "train/dog/contradiction.png": train["train/cat/000.png"],
+        "train/cat/copy.png": train["train/cat/002.png"],
+    }
+    root = tree(tmp_path, train | test)
+    data, notes = noted(root)
+    assert notes == [
+        "warning: 2 of the 8 test images are in the training set too, pixel for pixel; test figures flatter "
+        "(labelsmooth data shows more)"
+    ]
+    assert data.describe()["test_images_in_train"] == 2
+    found = survey(root)
+    assert found["duplicates"] == {
+        "train": 2, "val": 0, "test": 0, "val in train": 0, "test in train": 2, "test in val": 0,
+    }  # fmt: skip
+    assert found["contradictions"] == 3  # the two copies in training and the one in test
+    assert found["imbalance"] == pytest.approx(1.0)
+    assert found["sizes"] == {"smallest": [9, 9], "median": [9, 9], "largest": [9, 9], "different": 1}
