@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -180,21 +181,25 @@ def kill_and_resume(tmp_path, times, seed):
     first.join()
     assert first.exitcode == 0
     length, draw, moments = time.perf_counter() - began, random.Random(seed), set()
-    for number in range(times):
+
+    def trial(number, moment):
         folder = tmp_path / f"killed-{number}"
         process = start(_whole, folder)
-        time.sleep(draw.uniform(0, length))
+        time.sleep(moment)
         process.kill()
         process.join()
         left = {path.name for path in folder.rglob("*") if path.is_file()}
         moments.add("last.safetensors" in left)
         again = start(_again, folder)
         again.join()
-        assert again.exitcode == 0, (number, left)
+        assert again.exitcode == 0, (number, moment, left)
         finished = [run for run in sorted(folder.iterdir()) if (run / "summary.json").is_file()]
-        assert same(finished[-1], tmp_path / "whole/digits-001"), number
+        assert same(finished[-1], tmp_path / "whole/digits-001"), (number, moment)
         assert not list(finished[-1].rglob(".*"))
         shutil.rmtree(folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(trial, range(times), [draw.uniform(0, 1.5 * length) for _ in range(times)]))
     assert moments == {True, False}  # before and after the first checkpoint
 
 

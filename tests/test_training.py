@@ -1,6 +1,7 @@
 """The training loop: what is trained, that both methods are one, that it can be stopped anywhere, and what it leaves."""
 
 import csv
+import ctypes
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from labelsmooth import losses, smooth_labels
 from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.evaluation import evaluate, load_predictions
 from labelsmooth.schedules import PolynomialDecay
-from labelsmooth.training import CLASSIC, DIGITS, Predictor, Recipe, Reporter, load, resume, train
+from labelsmooth.training import CLASSIC, DIGITS, FAST, Predictor, Recipe, Reporter, load, memory, resume, train
 from labelsmooth.training.loop import Training
 from labelsmooth.training.run import RunFolder, Settings
 
@@ -86,7 +87,9 @@ def test_the_loss_is_the_reference():
     reference = losses.cross_entropy(logits.numpy(), run.data.train.labels[:64], label_smoothing=0.3)
     assert float(run.loss(logits, rows)) == pytest.approx(reference, rel=1e-6)
     labelled = training(smoothing=0.3, method="labels")
-    assert np.array_equal(labelled.targets.numpy(), smooth_labels(run.data.train.labels, 0.3, num_classes=10))
+    smoothed = smooth_labels(run.data.train.labels, 0.3, num_classes=10)
+    assert np.array_equal(labelled.targets[labelled.labels].numpy(), smoothed)
+    assert float(labelled.loss(logits, rows)) == pytest.approx(reference, rel=1e-6)
 
 
 def test_arms_of_one_seed_share_split_weights_order_and_augmentation():
@@ -503,3 +506,72 @@ def test_the_classic_recipe_learns_on_cifar10(cifar10_copy, tmp_path):
 def test_two_classic_epochs_on_cifar10_pass_55_percent(cifar10_copy, tmp_path):
     result = train(cifar10_copy, epochs=2, out=tmp_path)
     assert result.summary["best"]["val_accuracy"] > 0.55
+
+
+# The fast recipe.
+
+
+def test_the_fast_recipe_learns_digits(tmp_path):
+    result = train("digits", "fast", out=tmp_path)
+    assert result.test.accuracy >= 0.985
+    config = yaml.safe_load((result.folder / "config.yaml").read_text())
+    assert (config["recipe"], config["batch_size"], config["flip"]) == ("fast", 64, False)  # few images, and grey ones
+    again = train("digits", "fast", epochs=1, batch_size=200, flip=True, out=tmp_path)
+    config = yaml.safe_load((again.folder / "config.yaml").read_text())
+    assert (config["batch_size"], config["flip"]) == (200, True)  # what is said goes before what suits
+
+
+def test_the_fast_recipe_sees_small_images_first():
+    run = training(FAST.changed(epochs=2, small_share=0.6, small_scale=0.75, batch_size=129))
+    sides = []
+    run.model.register_forward_pre_hook(lambda module, args: sides.append(args[0].shape[-1]))
+    for epoch in range(2):
+        run.train_epoch(epoch, Reporter())
+    assert sides == [6] * 12 + [8] * 8
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 3), (28, 1), (64, 3), (128, 1)])
+def test_the_fast_recipe_on_other_sizes(size, channels, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    images = rng.integers(0, 100, (120, size, size, channels), np.uint8)
+    images[labels == 1, : size // 2] += 80  # brighter above
+    np.savez(tmp_path / "own.npz", images=images, labels=labels)
+    result = train(tmp_path / "own.npz", "fast", epochs=3, image_size=size, out=tmp_path)
+    assert result.test.accuracy > 0.9
+
+
+def test_freed_memory_is_kept_only_while_training():
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        pytest.skip("another C library than glibc")
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            np.ones(16 << 20, np.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    outside = faults()
+    with memory.kept():
+        inside = faults()
+    assert inside < 0.3 * outside
+    assert faults() > 0.5 * outside
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_the_same_losses(tmp_path):
+    rows = [table(train("digits", epochs=2, compile=flag, out=tmp_path).folder) for flag in (False, True)]
+    for one, other in zip(*rows, strict=True):
+        assert float(one["train_loss_smoothed"]) == pytest.approx(float(other["train_loss_smoothed"]), rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("recipe", ["digits", "fast"])
+def test_a_gpu_trains_and_goes_on_bit_for_bit(recipe, tmp_path):
+    whole = train("digits", recipe, epochs=4, device="cuda", out=tmp_path / "whole")
+    assert whole.test.accuracy > 0.9
+    with pytest.raises(Interrupted):
+        train("digits", recipe, epochs=4, device="cuda", out=tmp_path / "cut", reporter=StopAt(2))
+    assert same_weights(resume(tmp_path / "cut" / "digits-001").folder, whole.folder)

@@ -10,8 +10,13 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not."""
+def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not.
+
+    Args:
+        path: the file to be.
+        keep: where the file goes that was there before, once the new one is safe on the disk.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -19,7 +24,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException:
@@ -43,7 +50,8 @@ def _sync_folder(path: Path) -> None:
             os.close(handle)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The process's; what it takes away from the permissions of new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

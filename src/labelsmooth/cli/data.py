@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from labelsmooth.cli.output import Json, WholeNumber, console, data_progress, print_json
+from labelsmooth.cli.output import Bar, Json, WholeNumber, console, data_progress, print_json
 
 _SHOWN = 20  # classes, and left-out entries
 
@@ -28,8 +28,14 @@ def data(
     from labelsmooth.training.survey import survey
 
     screen = console(json)
-    progress = data_progress(screen)
-    found = survey(data, image_size=image_size, image_column=image_column, label_column=label_column, progress=progress)
+    with Bar(screen) as bar:
+        found = survey(
+            data,
+            image_size=image_size,
+            image_column=image_column,
+            label_column=label_column,
+            progress=data_progress(screen, bar),
+        )
     if json:
         print_json(found)
     else:

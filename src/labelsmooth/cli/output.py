@@ -51,13 +51,19 @@ def _finite(value: Any) -> Any:
     return value
 
 
-class _Bar:
-    """A bar that is there while something goes on, and only on a terminal."""
+class Bar:
+    """A bar while something goes on, on a terminal only; it is gone when its block ends, however that ends."""
 
     def __init__(self, out: Console) -> None:
         self.out = out
         self.bar: Any = None
         self.task: Any = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def show(self, text: str, done: int, count: int) -> None:
         if not self.out.is_terminal:
@@ -66,7 +72,9 @@ class _Bar:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.out, transient=True)
+            self.bar = Progress(
+                *columns, console=self.out, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
             self.bar.start()
             self.task = self.bar.add_task(text)
         self.bar.update(self.task, description=text, completed=done, total=count)
@@ -100,11 +108,9 @@ class _DownloadBar:
         self.bar.stop()
 
 
-def data_progress(out: Console) -> Progress:
+def data_progress(out: Console, bar: Bar) -> Progress:
     """What reading data tells, printed to `out`."""
     from labelsmooth.training.listing import Progress
-
-    bar = _Bar(out)
 
     def decoded(done: int, count: int) -> None:
         bar.show("decoding images", done, count)
@@ -118,31 +124,30 @@ def data_progress(out: Console) -> Progress:
     return Progress(decoded=decoded, note=note, download=_DownloadBar(out) if out.is_terminal else False)
 
 
-def make_reporter(out: Console) -> Any:
+def make_reporter(out: Console, bar: Bar) -> Any:
     """A `Reporter` that prints to `out`: a live bar on a terminal, a line per epoch anywhere."""
     from labelsmooth.training import Reporter
 
     class Printer(Reporter):
         def __init__(self) -> None:
-            self.bar = _Bar(out)
             self.training: Any = None
 
         def data_progress(self) -> Progress:
-            return data_progress(out)
+            return data_progress(out, bar)
 
         def begin(self, training: Any, folder: Path) -> None:
             self.training = training
             out.print(_describe(training, folder), markup=False)
 
         def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
-            self.bar.show(f"epoch {epoch + 1}  loss {loss:.4f}", done, steps)
+            bar.show(f"epoch {epoch + 1}  loss {loss:.4f}", done, steps)
 
         def epoch(self, row: dict[str, Any], best: bool) -> None:
-            self.bar.close()
+            bar.close()
             out.print(_epoch_line(row, best, self.training.epochs), markup=False)
 
         def note(self, text: str) -> None:
-            self.bar.close()
+            bar.close()
             out.print(text, markup=False)
 
     return Printer()

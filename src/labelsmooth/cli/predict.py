@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from labelsmooth.cli.output import Json, WholeNumber, print_json
 
 
-def predict(run: Path, /, *files: str, top: WholeNumber = 3, device: str = "auto", json: Json = False) -> int:
+def predict(
+    run: Path,
+    /,
+    *files: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    top: WholeNumber = 3,
+    device: str = "auto",
+    json: Json = False,
+) -> int:
     """Class probabilities of image files, by a trained run, at the preprocessing that it was trained with.
 
     A file that cannot be read is reported, the others are still predicted, and the exit code is 3. --json prints JSON
@@ -28,6 +39,9 @@ def predict(run: Path, /, *files: str, top: WholeNumber = 3, device: str = "auto
     from labelsmooth.training.listing import printable
 
     count = _checks.class_count(top, "top")
+    unknown = [name for name in files if name.startswith("-") and name != "-"]
+    if unknown:
+        raise ValueError(f"Unknown option: {unknown[0]}; a file of that name is ./{unknown[0]}")
     if not files:
         raise _checks.error("files", "name at least one image or folder, or be - for a list on stdin", "none")
 
@@ -58,18 +72,16 @@ def predict(run: Path, /, *files: str, top: WholeNumber = 3, device: str = "auto
 
 def _expanded(names: tuple[str, ...]) -> Iterator[str]:
     """Files as they are named, those in folders, and those on stdin."""
-    from labelsmooth._errors import DataError
     from labelsmooth.training import folders
 
     for name in names:
         if name == "-":
-            yield from _expanded(tuple(line for line in sys.stdin.read().splitlines() if line and line != "-"))
+            lines = map(os.fsdecode, sys.stdin.buffer.read().split(b"\n"))
+            yield from _expanded(tuple(line.removesuffix("\r") for line in lines if line.strip() not in ("", "-")))
         elif Path(name).is_dir():
             found = folders.search(name)
             for line in found.lines():
                 print(f"labelsmooth: passed over in {name}: {line}", file=sys.stderr)
-            if not found.files:
-                raise DataError(f"{name} holds no image")
-            yield from found.files
+            yield from found.files or [name]  # a folder without images is told of as a file that is none
         else:
             yield name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from labelsmooth.cli.output import Json, WholeNumber, console, make_reporter, print_json
+from labelsmooth.cli.output import Bar, Json, WholeNumber, console, make_reporter, print_json
 
 if TYPE_CHECKING:
     from labelsmooth.training import Result
@@ -83,19 +83,21 @@ def train(
     from labelsmooth import training
 
     screen = console(json)
-    reporter = make_reporter(screen)
     if resume is not None:
         given.pop("epochs", None)
         if given or config is not None:
             told = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["config"] if config else [])])
             raise ValueError(f"--resume goes on with the run's own settings, but for --epochs; leave out {told}")
-        result = training.resume(resume, epochs=epochs, plot=plot, reporter=reporter)
+        with Bar(screen) as bar:
+            result = training.resume(resume, epochs=epochs, plot=plot, reporter=make_reporter(screen, bar))
     else:
         settings = (_from_config(config, set(options)) if config is not None else {}) | given
         configured = settings.pop("plot", None)
         plot = plot or configured
         source, parent = settings.pop("data", "digits"), settings.pop("out", "runs")
-        result = training.train(source, out=parent, plot=plot, reporter=reporter, **settings)
+        with Bar(screen) as bar:
+            reporter = make_reporter(screen, bar)
+            result = training.train(source, out=parent, plot=plot, reporter=reporter, **settings)
     screen.print(_closing(result, plot), markup=False)
     if json:
         print_json({"run": str(result.folder), **result.summary})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,12 @@ def read(path: Path) -> Listing:
         raise DataError(f"there is no file {path}") from None
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         reason = "it holds Python objects, which are not loaded" if "allow_pickle" in str(error) else error
         raise DataError(f"{path} is no readable .npz file ({reason})") from None
     for split, (x, y) in pairs.items():
+        if len(images[split]) == 0:
+            raise DataError(f"the {split} split of {path} is empty ({x})")
         if len(images[split]) != len(labels[split]):
             raise DataError(f"{path} has {len(images[split])} images in {x}, but {len(labels[split])} labels in {y}")
     shapes = {array.shape[1:] for array in images.values()}
@@ -51,7 +54,7 @@ def read(path: Path) -> Listing:
         raise DataError(f"the images of {path} have different shapes: {' and '.join(map(str, sorted(shapes)))}")
     if len({array.dtype.kind for array in labels.values()}) > 1:
         raise DataError(f"{path} has labels of different kinds: numbers in one split, names in another")
-    return of_arrays(path.stem, images, labels, classes, cache.digest([str(path)], [path.stem]), str(path))
+    return of_arrays(path.stem, images, labels, classes, cache.digest([str(path)], ["npz"]), str(path))
 
 
 def digits() -> Listing:

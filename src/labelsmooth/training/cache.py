@@ -8,17 +8,25 @@ import json
 import os
 import shutil
 import tempfile
+import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from labelsmooth import _files
-from labelsmooth.training.images import Decoded, Items, decode_all
+from labelsmooth.training.images import Decoded, Items, bounded_map, decode_all
 
 VERSION = 2
+_UNFINISHED = ".new-"
+_CHUNK = 64  # files that a thread reads at once
+_DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 def cache_folder() -> Path:
@@ -36,8 +44,7 @@ def digest(files: Sequence[str], names: Iterable[str]) -> str:
 
     Where the cache knows files of the same paths, sizes, times of change and names, they are not read again.
 
-    Raises:
-        DataError: a file cannot be read.
+    A file that is missing or cannot be read counts as such; it is told of when it is decoded.
     """
     stamp = hashlib.sha256()
     told = hashlib.sha256()
@@ -57,24 +64,27 @@ def digest(files: Sequence[str], names: Iterable[str]) -> str:
             return text
     except (OSError, ValueError):
         pass
+    chunks = (files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK))
+    complete = True
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for one in pool.map(_content, files, chunksize=64) if len(files) > 1 else map(_content, files):
-            told.update(one)
-    try:
-        known.parent.mkdir(parents=True, exist_ok=True)
-        _files.write_text(known, told.hexdigest())
-    except OSError:
-        pass  # it only saves time
+        for contents in bounded_map(pool, lambda chunk: list(map(_content, chunk)), chunks):
+            for one in contents:
+                told.update(one or b"-")
+                complete = complete and one is not None
+    if complete:  # what cannot be read now may be readable later
+        with suppress(OSError):  # it only saves time
+            known.parent.mkdir(parents=True, exist_ok=True)
+            _files.write_text(known, told.hexdigest())
     return told.hexdigest()
 
 
-def _content(file: str) -> bytes:
-    """The digest of a file; of one that is missing or unreadable, which is told of when it is decoded, nothing."""
+def _content(file: str) -> bytes | None:
+    """The digest of a file; of one that is missing or unreadable, which is told of when it is decoded, None."""
     try:
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").digest()
     except OSError:
-        return b"-"
+        return None
 
 
 def decoded(
@@ -103,33 +113,72 @@ def decoded(
     if folder.is_dir():
         try:
             return _read(folder)
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        except _DAMAGE as error:
             note(f"the cache in {folder} is damaged ({error}); decoding again")
     old = [item.name for item in root.glob("decoded-v*") if item.name != f"decoded-v{VERSION}"]
     if old:
         note(f"{root} holds a cache of an older version ({', '.join(sorted(old))}), which is not used; delete it")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-        try:
-            with (temporary / "images.npy").open("wb") as file:
-                shape, rest = _write(items, image_size, file, progress)
-            np.savez(temporary / "examples.npz", kept=rest.kept, sizes=rest.sizes, hashes=rest.hashes)
-            _files.write_text(temporary / "skipped.json", json.dumps(rest.skipped))
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return _read(folder)
+        _sweep(folder.parent)
+        return _decode_into(folder, items, image_size, progress)
     except OSError as error:
         note(
-            f"the decoded images could not be cached in {folder} ({error.strerror or error}); they are held in memory, "
-            "and decoded at every start"
+            f"the decoded images could not be cached in {folder} ({error.strerror or error}); "
+            "they are decoded at every start"
         )
+    try:
+        return _decode_into(None, items, image_size, progress)
+    except OSError as error:
+        note(f"they are held in memory, since {tempfile.gettempdir()} has no room for them ({error.strerror or error})")
     buffer = io.BytesIO()
     shape, rest = _write(items, image_size, buffer, progress)
     images = np.frombuffer(buffer.getbuffer(), np.uint8, offset=_HEADER).reshape(-1, *shape)
-    return Decoded(images, rest.kept, rest.sizes, rest.hashes, rest.skipped)
+    return replace(rest, images=images)
+
+
+def _decode_into(
+    folder: Path | None, items: Items, image_size: int | None, progress: Callable[[int, int], None]
+) -> Decoded:
+    """Decode into files, which become `folder`; or, if it is None, files that vanish with the process.
+
+    So do those with images that could not be read for reasons that may pass.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=folder and folder.parent, prefix=_UNFINISHED))
+    try:
+        with (temporary / "images.npy").open("wb") as file:
+            _, rest = _write(items, image_size, file, progress)
+            os.fsync(file.fileno())
+        with (temporary / "examples.npz").open("wb") as file:
+            np.savez(file, kept=rest.kept, sizes=rest.sizes, hashes=rest.hashes)
+            os.fsync(file.fileno())
+        _files.write_text(temporary / "skipped.json", json.dumps(rest.skipped))
+        if folder is None or rest.passing:
+            return _read(temporary)  # mapped files stay when their names go
+        os.chmod(temporary, 0o777 & ~_files.umask())
+        if folder.is_dir() and not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process was faster
+            os.replace(temporary, folder)
+        return _read(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _read(folder)
+    except _DAMAGE:
+        return False
+    return True
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes left that were killed more than a day ago."""
+    for item in folder.glob(f"{_UNFINISHED}*"):
+        with suppress(OSError):
+            if time.time() - item.stat().st_mtime > 86_400:
+                shutil.rmtree(item, ignore_errors=True)
 
 
 _HEADER = 128  # bytes before the pixels, as NumPy writes them

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,8 @@ def save_training(
                 tensors[f"{_OPTIMISER}{names[parameter]}/{key}"] = value.detach().cpu().contiguous()
     tensors |= {_RUNNING + name: value.detach().cpu().contiguous() for name, value in running.items()}
     last = folder / "last.safetensors"
-    with _files.replacing(last) as temporary:
+    with _files.replacing(last, keep=folder / "previous.safetensors") as temporary:
         temporary.write_bytes(_serialised(tensors, state))
-        if last.exists():
-            os.replace(last, folder / "previous.safetensors")
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> dict[str, Any]:
@@ -64,6 +61,15 @@ def load_weights(path: Path, model: torch.nn.Module) -> dict[str, Any]:
     tensors, state = _read(path)
     _put_weights(path, model, tensors)
     return state
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state that was saved with a checkpoint.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    return _read(path)[1]
 
 
 def load_training(
@@ -104,12 +110,13 @@ def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def _serialised(tensors: dict[str, Tensor], state: dict[str, Any]) -> bytes:
     """Bytes, which Python writes: safetensors' own writer hides the errno of a full disk."""
-    return save(tensors, metadata={"labelsmooth": json.dumps(state), "sha256": _digest(tensors)})
+    text = json.dumps(state)
+    return save(tensors, metadata={"labelsmooth": text, "sha256": _digest(tensors, text)})
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """Of names and values, so that damage in the middle of a file is found."""
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], state: str) -> str:
+    """Of the state, names and values, so that damage in the middle of a file is found."""
+    digest = hashlib.sha256(state.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].numpy().tobytes())
@@ -122,7 +129,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             state = json.loads(metadata["labelsmooth"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _digest(tensors) != metadata["sha256"]:
+        if _digest(tensors, metadata["labelsmooth"]) != metadata["sha256"]:
             raise ValueError("its values do not have the checksum that they had")
     except FileNotFoundError:
         raise DataError(f"there is no checkpoint {path}") from None

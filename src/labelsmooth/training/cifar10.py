@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import lzma
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def _from_archive(path: Path) -> dict[str, bytes]:
                     stream = archive.extractfile(member)
                     assert stream is not None
                     blobs[name] = stream.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is no readable archive ({error}); is it damaged, or cut off?") from None
     return blobs
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ KINDS = (
     "digits, cifar10, a folder with a sub-folder per class, a folder of train.parquet (or .csv) and test.parquet, "
     "a .parquet, .csv or .npz file"
 )
-_BLOCK = 4096  # images that are looked at together
+_BLOCK = 1 << 24  # bytes of images that are looked at together
 _SHOWN = 3  # left-out images that are named
 
 
@@ -54,23 +56,28 @@ class Split:
         """Some of the images, in memory."""
         return self.pool[self.rows[which]]
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All images in their order, some at a time."""
+        size = max(1, _BLOCK // int(np.prod(self.pool.shape[1:])))
+        for start in range(0, len(self), size):
+            yield self.pixels(slice(start, start + size))
+
     def take(self, which: np.ndarray) -> Split:
         return Split(self.pool, self.rows[which], self.labels[which], self.index[which], self.hashes[which])
 
     def mean_image(self) -> np.ndarray:
         """float64 ``[H, W, C]``"""
         total = np.zeros(self.pool.shape[1:], np.int64)
-        for start in range(0, len(self), _BLOCK):
-            total += self.pixels(slice(start, start + _BLOCK)).sum(axis=0, dtype=np.int64)
+        for block in self.blocks():
+            total += block.sum(axis=0, dtype=np.int64)
         return total / len(self)
 
     def channel_moments(self) -> tuple[np.ndarray, np.ndarray]:
         """The mean and the standard deviation of each channel, float64 ``[C]``."""
         total, squares = (np.zeros(self.pool.shape[-1], np.int64) for _ in range(2))
-        for start in range(0, len(self), _BLOCK):
-            counts = self.pixels(slice(start, start + _BLOCK)).astype(np.int64)
-            total += counts.sum((0, 1, 2))
-            squares += (counts * counts).sum((0, 1, 2))
+        for block in self.blocks():
+            total += block.sum((0, 1, 2), dtype=np.int64)
+            squares += np.square(block, dtype=np.uint16).sum((0, 1, 2), dtype=np.int64)
         pixels = len(self) * self.pool.shape[1] * self.pool.shape[2]
         mean = total / pixels
         return mean, np.sqrt(np.maximum(squares / pixels - mean * mean, 0))
@@ -223,7 +230,7 @@ def gather(
     if "val" not in splits:
         splits["train"], splits["val"] = _split(splits["train"], share, seed, "validation", classes)
     _check_classes(splits["train"], classes, str(source))
-    origin = str(source) if str(source) in ("digits", "cifar10") else str(Path(source).expanduser().resolve())
+    origin = str(source) if str(source) in ("digits", "cifar10") else os.path.abspath(_path(source))
     return ImageData(
         listing.name, origin, listing.digest, classes, splits["train"], splits["val"], splits["test"], skipped, own,
         decoded.sizes,
@@ -238,7 +245,7 @@ def find(
     Raises:
         DataError: there is none, or it is damaged.
     """
-    path = Path(source).expanduser()
+    path = _path(source)
     columns = {"image_column": image_column, "label_column": label_column}
     if str(source) == "digits":
         return arrays.digits()
@@ -256,6 +263,13 @@ def find(
     if path.exists():
         raise DataError(f"{source} is no data that can be read; give {KINDS}")
     raise DataError(f"there is no {source}; give {KINDS}")
+
+
+def _path(source: str | Path) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError as error:  # ~ of somebody who is not there
+        raise DataError(f"{source}: {error}") from None
 
 
 def _numbered(listing: Listing, source: str) -> tuple[tuple[str, ...], np.ndarray]:

@@ -19,6 +19,9 @@ class Feed:
     Args:
         split: the images.
         device: where batches go.
+
+    Attributes:
+        rows_on: the device on which `batch` wants its rows.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
@@ -26,12 +29,19 @@ class Feed:
         self.resident = None
         size = len(split) * int(np.prod(split.pool.shape[1:]))
         if device.type == "cuda" and size < _SHARE * torch.cuda.mem_get_info(device)[0]:
-            self.resident = _tensor(split.images).to(device)
+            height, width, channels = split.pool.shape[1:]
+            shape = (len(split), channels, height, width)
+            self.resident = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+            start = 0
+            for block in split.blocks():
+                self.resident[start : start + len(block)] = _tensor(block).to(device)
+                start += len(block)
+        self.rows_on = torch.device("cpu") if self.resident is None else device
 
     def batch(self, rows: Tensor) -> Tensor:
-        """The images of `rows`, ``int64[n]`` on the CPU."""
+        """The images of `rows`, ``int64[n]``."""
         if self.resident is not None:
-            return self.resident[rows.to(self.device, non_blocking=True)]
+            return self.resident[rows]
         pixels = _tensor(self.split.pixels(rows.numpy()))
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()

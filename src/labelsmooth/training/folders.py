@@ -60,10 +60,11 @@ def read(path: str) -> Listing:
     labels, splits = [], []
     for split, name in roots.items():
         root = os.path.join(path, name) if name else path
+        above = frozenset({_identity(path), _identity(root)})
         before = len(found.files)
         for class_name in _subfolders(root, found) if name else below:
             first = len(found.files)
-            _search(os.path.join(root, class_name), found)
+            _search(os.path.join(root, class_name), found, above)
             labels += [printable(class_name)] * (len(found.files) - first)
         splits += [split] * (len(found.files) - before)
         if len(found.files) == before:
@@ -81,7 +82,7 @@ def read(path: str) -> Listing:
     content = cache.digest(files, told)
     items = Items(len(files), lambda: files, where, lenient=True)
     return Listing(
-        name=os.path.basename(os.path.realpath(path)),
+        name=printable(os.path.basename(os.path.realpath(path))),
         labels=np.array(labels),
         splits=np.array(splits),
         classes=None,
@@ -95,7 +96,7 @@ def read(path: str) -> Listing:
 def search(path: str) -> Found:
     """All image files below `path`, sorted, through symbolic links too."""
     found = Found()
-    _search(path, found)
+    _search(path, found, frozenset())
     return found
 
 
@@ -111,17 +112,21 @@ def _subfolders(path: str, found: Found) -> list[str]:
     return names
 
 
-def _search(top: str, found: Found) -> None:
-    """Add the image files below `top`, in the order of their names."""
-    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
+def _identity(path: str) -> tuple[int, int]:
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino
+
+
+def _search(top: str, found: Found, above: frozenset[tuple[int, int]]) -> None:
+    """Add the image files below `top`, in the order of their names, without coming back to a folder `above`."""
+    stack = [(top, above)]
     while stack:
         path, above = stack.pop()
         try:
-            stat = os.stat(path)
+            own = _identity(path)
         except OSError:
             found.skip("folders that cannot be opened", path)
             continue
-        own = (stat.st_dev, stat.st_ino)
         if own in above:
             found.skip("symbolic links that lead in a circle", path)
             continue

@@ -21,8 +21,10 @@ from labelsmooth._errors import DataError
 OWN_SIZE = 128  # images of one size keep it up to here
 CHOSEN_SIZE = 64  # others are resized to at most this
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-_CHUNK = 64  # images that a thread takes at once: one by one, handing them over costs more than decoding small ones
-_WINDOW = 16  # chunks in flight per thread
+_CHUNK = 32  # images that a thread takes at once: one by one, handing them over costs more than decoding small ones
+_WINDOW = 3  # chunks in flight per thread
+
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 Encoded = bytes | str | Path | None  # an image file's content, its path, or nothing
 
@@ -41,13 +43,25 @@ def decode(source: Encoded, where: str, *, channels: int | None = None) -> np.nd
     with _opened(source, where) as opened:
         image = ImageOps.exif_transpose(opened)
         grey = image.mode in _GREY_MODES
-        if image.mode.startswith("I;16") or image.mode == "I":
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            image = Image.fromarray(_to_bytes(np.asarray(image)))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("L" if (channels == 1 or (channels is None and grey)) else "RGB")
         array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Grey values of more than 8 bits as ``uint8``: whole numbers up to 65535, floats up to 1."""
+    top = 1.0 if values.dtype.kind == "f" else 65535.0
+    if not (values.min() >= 0 and values.max() <= top):
+        raise ValueError(f"its values lie in {values.min():g}..{values.max():g}; {values.dtype} must be in 0..{top:g}")
+    return (values / top * 255).round().astype(np.uint8)
+
+
+class _Passing(DataError):
+    """An image cannot be read for a reason that lies outside of it, and may pass: permissions, memory, a bad disk."""
 
 
 class _opened:
@@ -86,7 +100,8 @@ class _opened:
             why = "it is empty" if empty else "it is no image of a format that Pillow knows"
             raise DataError(f"{self.where} cannot be decoded: {why}") from None
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{self.where} cannot be decoded: {reason}") from None
+        passing = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+        raise (_Passing if passing else DataError)(f"{self.where} cannot be decoded: {reason}") from None
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -125,6 +140,7 @@ class Decoded:
         sizes: ``int32[M, 2]``, height and width before resizing.
         hashes: ``uint64[M]``, of the pixels.
         skipped: why the others were left out, a line for each.
+        passing: some were left out for a reason that may pass.
     """
 
     images: np.ndarray
@@ -132,6 +148,7 @@ class Decoded:
     sizes: np.ndarray
     hashes: np.ndarray
     skipped: tuple[str, ...]
+    passing: bool = False
 
     @staticmethod
     def of(images: np.ndarray) -> Decoded:
@@ -226,12 +243,13 @@ def _form_of_all(items: Items, image_size: int | None, form: _Form, pool: Thread
         for number, source in chunk:
             try:
                 with _opened(source, items.where(number)) as image:
-                    seen.append((image.size, image.mode in _GREY_MODES))
+                    turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+                    seen.append((image.size[::-1] if turned else image.size, image.mode in _GREY_MODES))
             except DataError:
                 pass
         return seen
 
-    seen = [one for many in _map(pool, look, _chunks(items)) for one in many]
+    seen = [one for many in bounded_map(pool, look, _chunks(items)) for one in many]
     channels = 1 if all(grey for _, grey in seen) else 3
     if image_size is not None or (len({size for size, _ in seen}) == 1 and max(form.size) <= OWN_SIZE):
         return _Form(form.size, channels, True)
@@ -246,7 +264,7 @@ def _fill(
     if not form.resizes and max(form.size) > OWN_SIZE:
         return None
 
-    def read(chunk: list[tuple[int, Encoded]]) -> list[tuple[int, np.ndarray, tuple[int, int]] | str | _Unlike]:
+    def read(chunk: list[tuple[int, Encoded]]) -> list[tuple[int, np.ndarray, tuple[int, int]] | DataError | _Unlike]:
         result = []
         for number, source in chunk:
             try:
@@ -254,7 +272,7 @@ def _fill(
             except DataError as error:
                 if not items.lenient:
                     raise
-                result.append(str(error))
+                result.append(error)
                 continue
             size = image.shape[:2]
             if image.shape[-1] > form.channels or (size != form.size and not form.resizes):
@@ -262,13 +280,14 @@ def _fill(
             result.append((number, resize(image, form.size), size))
         return result
 
-    kept, sizes, hashes, skipped, done = [], [], [], [], 0
-    for batch in _map(pool, read, _chunks(items)):
+    kept, sizes, hashes, skipped, passing, done = [], [], [], [], False, 0
+    for batch in bounded_map(pool, read, _chunks(items)):
         for one in batch:
             if isinstance(one, _Unlike):
                 return None
-            if isinstance(one, str):
-                skipped.append(one)
+            if isinstance(one, DataError):
+                skipped.append(str(one))
+                passing = passing or isinstance(one, _Passing)
                 continue
             number, image, size = one
             file.write(np.ascontiguousarray(image).data)
@@ -279,7 +298,7 @@ def _fill(
         progress(done, items.count)
     return Decoded(
         np.empty(0), np.array(kept, np.int64), np.array(sizes, np.int32).reshape(-1, 2), np.array(hashes, np.uint64),
-        tuple(skipped),
+        tuple(skipped), passing,
     )  # fmt: skip
 
 
@@ -293,7 +312,7 @@ def _chunks(items: Items) -> Iterator[list[tuple[int, Encoded]]]:
         yield chunk
 
 
-def _map(pool: ThreadPoolExecutor, function: Callable, chunks: Iterator) -> Iterator:
+def bounded_map(pool: ThreadPoolExecutor, function: Callable, chunks: Iterator) -> Iterator:
     """`pool.map`, without taking all of `chunks` at once."""
     pending = [pool.submit(function, chunk) for chunk in islice(chunks, _WINDOW * (os.cpu_count() or 1))]
     while pending:

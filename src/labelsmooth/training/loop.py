@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -61,12 +62,14 @@ class _Epoch:
     """How far the running epoch is.
 
     Attributes:
+        number: which it is, from 0.
         losses: of its steps, those to come 0.
         sums: of the NLL and of hits over the examples seen, float64 ``[2]``.
         steps: how many are done.
         seconds: how long they took.
     """
 
+    number: int
     losses: Tensor
     sums: Tensor
     steps: int = 0
@@ -121,7 +124,8 @@ class Training:
         self.labels = torch.from_numpy(data.train.labels).to(self.device)
         self.targets = None
         if recipe.method == "labels":
-            smoothed = smooth_labels(self.labels.cpu(), recipe.smoothing, num_classes=data.num_classes, dtype=dtype)
+            classes = torch.arange(data.num_classes)
+            smoothed = smooth_labels(classes, recipe.smoothing, num_classes=data.num_classes, dtype=dtype)
             self.targets = smoothed.to(self.device)
 
     @property
@@ -137,6 +141,12 @@ class Training:
         """The model, compiled for batches of one size."""
         mode = "reduce-overhead" if self.on_gpu else "default"
         return torch.compile(self.model, mode=mode, dynamic=False)  # pyright: ignore[reportReturnType]
+
+    @property
+    def steps_done(self) -> int:
+        """In whole epochs, and in the one that runs."""
+        running = self._running.steps if self._running is not None else 0
+        return min(len(self.rows) * self.steps_per_epoch, self.total_steps) + running
 
     @property
     def parameters(self) -> int:
@@ -158,6 +168,7 @@ class Training:
         with torch.random.fork_rng(devices=devices):
             try:
                 if self.settings.deterministic:
+                    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which PyTorch asks for
                     torch.use_deterministic_algorithms(True)
                 with self._as_far_as_it_compiles():
                     yield
@@ -175,7 +186,7 @@ class Training:
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The smoothed loss of a batch, by the recipe's method."""
         if self.targets is not None:
-            return cross_entropy(logits, self.targets[rows], validate=False)
+            return cross_entropy(logits, self.targets[self.labels[rows]], validate=False)
         return cross_entropy(logits, self.labels[rows], label_smoothing=self.recipe.smoothing, validate=False)
 
     def run(self, folder: RunFolder, reporter: Reporter) -> None:
@@ -200,6 +211,12 @@ class Training:
             except Stopped:  # no step is half done
                 self._save(folder)
                 raise
+            except torch.OutOfMemoryError as error:
+                self._save(folder)
+                raise TrainingError(
+                    f"the memory of {self.device} is too small to predict {_EVAL_BATCH} images at once; "
+                    f"try --image-size; saved after {self.saved}"
+                ) from error
             if better:
                 self.best = {key: row[key] for key in ("epoch", "val_accuracy", "val_nll")}
             self.seconds += time.perf_counter() - began + before
@@ -236,7 +253,7 @@ class Training:
         self.rows, self.best, self.seconds = state["rows"], state["best"], float(state["seconds"])
         if "running" in state:
             losses, sums = (tensors[name].to(self.device) for name in ("losses", "sums"))
-            self._running = _Epoch(losses, sums, **state["running"])
+            self._running = _Epoch(len(self.rows), losses, sums, **state["running"])
             self._generators = {name: tensors[name] for name in ("rng", "cuda_rng") if name in tensors}
         self._name_saved()
 
@@ -249,7 +266,7 @@ class Training:
         """One epoch, whole or the last fraction of one; returns its line of `metrics.csv`, validation left out."""
         recipe = self.recipe
         steps = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
-        order = torch.randperm(len(self.labels), generator=self._draws("order", epoch))
+        order = torch.randperm(len(self.labels), generator=self._draws("order", epoch)).to(self.feed.rows_on)
         augment = Augmentation(
             recipe, len(self.labels), epoch, self._draws("augmentation", epoch), self._draws("flip"), self.device
         )
@@ -260,10 +277,13 @@ class Training:
         for step in range(running.steps, steps):
             lr = self._plan(epoch, step)
             rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            fits = True
             try:
                 self._step(rows, augment, running, (epoch * self.steps_per_epoch + step) / self.total_steps)
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(self._fitting_batch(augment)) from error
+            except torch.OutOfMemoryError:
+                fits = False  # looked into below, where the error does not hold the step's tensors any more
+            if not fits:
+                raise TrainingError(self._fitting_batch(augment))
             now = time.perf_counter()
             running.seconds = before + now - began
             if now - tick >= _TICK or step == steps - 1 or self.stop.asked:
@@ -288,13 +308,14 @@ class Training:
 
     def _begin(self, epoch: int, steps: int) -> _Epoch:
         """The epoch that is to run, or to run on after an interruption in its middle."""
-        if self._running is None:
+        if self._running is None or self._running.number != epoch:
             torch.manual_seed(self._seed("dropout", epoch))
             losses = torch.zeros(steps, dtype=self.model.dtype, device=self.device)
-            self._running = _Epoch(losses, torch.zeros(2, dtype=torch.float64, device=self.device))
+            self._running = _Epoch(epoch, losses, torch.zeros(2, dtype=torch.float64, device=self.device))
         elif self._generators:
+            torch.manual_seed(self._seed("dropout", epoch, self._running.steps))  # on a device that was not there
             torch.set_rng_state(self._generators["rng"])
-            if "cuda_rng" in self._generators:
+            if "cuda_rng" in self._generators and self.on_gpu:
                 torch.cuda.set_rng_state(self._generators["cuda_rng"], self.device)
             self._generators = {}
         missing = steps - len(self._running.losses)  # a last fraction of an epoch may have become a whole one
@@ -311,7 +332,7 @@ class Training:
 
     def _step(self, rows: Tensor, augment: Augmentation, running: _Epoch, share: float) -> None:
         """One batch; nothing in it waits for a GPU."""
-        logits, loss, rows = self._gradients(rows, augment, share)
+        logits, loss, rows = self._gradients(rows, augment, share, self.network)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -320,14 +341,16 @@ class Training:
             running.sums[1] += (logits.argmax(1) == self.labels[rows]).sum()
         running.steps += 1
 
-    def _gradients(self, rows: Tensor, augment: Augmentation, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradients(
+        self, rows: Tensor, augment: Augmentation, share: float, network: torch.nn.Module
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The logits and the loss of a batch, its gradients left in the parameters; and `rows` on the device."""
         pixels, rows = self.feed.batch(rows), rows.to(self.device, non_blocking=True)
         x = augment(self.model.normalise(pixels), rows)
         if share < self.recipe.small_share:
             x = smaller(x, self.recipe.small_scale)
         with self.model.autocast(self.precision):
-            logits = self.network(x)
+            logits = network(x)
         loss = self.loss(logits, rows)
         loss.backward()
         return logits, loss, rows
@@ -341,7 +364,7 @@ class Training:
             if self.on_gpu:
                 torch.cuda.empty_cache()
             try:
-                self._gradients(torch.arange(size), augment, 1.0)
+                self._gradients(torch.arange(size, device=self.feed.rows_on), augment, 1.0, self.model)
             except torch.OutOfMemoryError:
                 continue
             return (
@@ -367,7 +390,7 @@ class Training:
         """Logits and features of a split, in evaluation mode and without augmentation."""
         self.model.eval()
         feed, logits, features = Feed(split, self.device), [], []
-        for rows in torch.arange(len(split)).split(_EVAL_BATCH):
+        for rows in torch.arange(len(split), device=feed.rows_on).split(_EVAL_BATCH):
             if self.stop.asked:
                 raise Stopped
             with self.model.autocast(self.precision):

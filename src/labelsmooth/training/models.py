@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from labelsmooth import _checks
 from labelsmooth.training.data import Split
 
-_WHITENED_ON = 2000  # training images, spread evenly
-
 
 class _ConvBlock(nn.Sequential):
     """Convolution, batch norm, ReLU; ``same`` padding where `pad` is set. Keras' defaults: its momentum is 1 - ours."""
@@ -58,10 +56,12 @@ class Network(nn.Module):
     Attributes:
         smallest: the least height and width of images.
         per_channel: the input is each channel standardised; else the mean image is taken off.
+        looks_at: how many training images `fit_to` wants to see.
     """
 
     smallest: int
     per_channel = False
+    looks_at = 0
     dropout: nn.Dropout
     head: nn.Linear
 
@@ -162,6 +162,7 @@ class FastNet(Network):
 
     smallest = 8
     per_channel = True
+    looks_at = 2000
 
     def __init__(self, num_classes: int, channels: int = 3, dropout: float = 0.0, *, size: int = 32) -> None:
         super().__init__()
@@ -267,8 +268,9 @@ class Classifier(nn.Module):
             self.scale.copy_(torch.from_numpy(np.where(std > 0, std, 1.0))[:, None, None])
         else:
             self.mean.copy_(torch.from_numpy(train.mean_image().transpose(2, 0, 1).copy()))
-        some = np.linspace(0, len(train) - 1, min(len(train), _WHITENED_ON)).astype(np.int64)
-        self.network.fit_to(self.normalise(torch.from_numpy(train.pixels(some)).permute(0, 3, 1, 2)))
+        if self.network.looks_at:  # at some of every class, also where they are sorted
+            some = np.linspace(0, len(train) - 1, min(len(train), self.network.looks_at)).astype(np.int64)
+            self.network.fit_to(self.normalise(torch.from_numpy(train.pixels(some)).permute(0, 3, 1, 2)))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 ``[N, C, H, W]`` to the network's input, in the dtype of its weights."""

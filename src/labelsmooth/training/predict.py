@@ -12,6 +12,7 @@ from labelsmooth._errors import DataError
 from labelsmooth.training import checkpoints, models
 from labelsmooth.training.devices import choose_device, choose_precision, storage_dtype
 from labelsmooth.training.images import decode, resize
+from labelsmooth.training.listing import printable
 from labelsmooth.training.run import RunFolder
 
 _BATCH = 64
@@ -55,7 +56,7 @@ class Predictor:
         batch: list[tuple[str | Path, np.ndarray | DataError]] = []
         for file in files:
             try:
-                image = decode(Path(file), str(file), channels=self.channels)
+                image = decode(Path(file), printable(str(file)), channels=self.channels)
                 batch.append((file, resize(image, self.size)))
             except DataError as error:
                 batch.append((file, error))

@@ -79,8 +79,7 @@ class RunFolder:
         Raises:
             ValueError: `parent` is a file.
         """
-        if parent.exists() and not parent.is_dir():
-            raise _checks.error("out", "be a folder", str(parent))
+        RunFolder.check_parent(parent)
         parent.mkdir(parents=True, exist_ok=True)
         safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
         taken = [int(m[1]) for item in parent.iterdir() if (m := re.fullmatch(rf"{re.escape(safe)}-(\d+)", item.name))]
@@ -95,6 +94,17 @@ class RunFolder:
         for sub in ("checkpoints", "predictions", "plots"):
             (path / sub).mkdir()
         return RunFolder(path)
+
+    @staticmethod
+    def check_parent(parent: Path) -> None:
+        """Raises:
+        ValueError: a run cannot be made in `parent`, which need not be there yet.
+        """
+        if parent.exists() and not parent.is_dir():
+            raise _checks.error("out", "be a folder", str(parent))
+        nearest = next(folder for folder in (parent, *parent.absolute().parents) if folder.exists())
+        if not os.access(nearest, os.W_OK):
+            raise _checks.error("out", "be a folder that can be written to", str(parent))
 
     @staticmethod
     def open(path: str | Path) -> RunFolder:
@@ -157,7 +167,7 @@ class RunFolder:
             raise DataError(f"{self.config_file} is damaged ({error})") from None
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        _files.write_text(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        _files.write_text(self.path / name, json.dumps(value, indent=2, ensure_ascii=True) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Raises:

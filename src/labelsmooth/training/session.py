@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,6 +89,10 @@ def train(
     reporter = reporter or Reporter()
     if plot is not None:
         plots.check_file(Path(plot))
+    if not isinstance(recipe, str | Recipe | None):
+        raise _checks.error("recipe", "be the name of one", repr(recipe))
+    if not isinstance(out, str | Path):
+        raise _checks.error("out", "be a folder", repr(out))
     named = recipes.named(recipe) if isinstance(recipe, str) else recipe
     # A wrong option is found before the data are read; which recipe suits them, only afterwards.
     source = str(data) if isinstance(data, Path) else data
@@ -96,6 +101,7 @@ def train(
         compile,
     )  # fmt: skip
     choose_device(device)
+    RunFolder.check_parent(Path(out))
     images = _load(settings, reporter)
     chosen = named or recipes.suited(images.image_shape)
     if isinstance(recipe, str) or recipe is None:
@@ -148,7 +154,7 @@ def resume(
     elif folder.finished:
         raise _checks.error("resume", "name a run that is not finished, or come with more --epochs", str(run))
     images = _load(settings, reporter)
-    known = folder.read_json("data.json")
+    known, began_in = folder.read_json("data.json"), folder.read_json("env.json")
     if images.digest != known.get("sha256"):
         raise DataError(
             f"{settings.data} has changed since {run} began (SHA-256 {images.digest[:12]}, then "
@@ -157,13 +163,18 @@ def resume(
     folder.sweep()
     training = _restored(folder, settings, images, reporter)
     if epochs is not None:
-        if training.epochs <= len(training.rows):
-            raise _checks.error("epochs", f"be more than the {len(training.rows)} that {run} has done", epochs)
+        planned = folder.read_settings().recipe.epochs
+        if len(training.rows) > planned:
+            raise _checks.error("resume", f"name a run of whole epochs, to add some; {run} ended inside one", planned)
+        if training.total_steps <= training.steps_done:
+            done = training.steps_done / training.steps_per_epoch
+            raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", epochs)
         folder.write_settings(settings)
         folder.reopen()
-    if training.best is not None and not (folder.checkpoints / "best.safetensors").exists():
-        reporter.note("best.safetensors is gone; the best of the epochs to come is tested, or the last one")
-        training.best = None
+    training.best = _best(training, folder, reporter)
+    for name, now in environment(str(training.device), training.precision_reason).items():
+        if name in ("device", "precision", "processor", "threads") and now != (before := began_in.get(name)):
+            reporter.note(f"{name} is {now}, and was {before} when the run began: it will not end with the same bits")
     reporter.note(f"resuming {folder.path} after {training.saved or 'nothing'}")
     return _finish(training, folder, reporter, plot)
 
@@ -180,15 +191,30 @@ def _load(settings: Settings, reporter: Reporter) -> ImageData:
     )
 
 
+def _best(training: Training, folder: RunFolder, reporter: Reporter) -> dict[str, Any] | None:
+    """What `best.safetensors` holds: it may be an epoch further than the last checkpoint."""
+    path = folder.checkpoints / "best.safetensors"
+    if training.best is None and not path.exists():
+        return None
+    try:
+        return checkpoints.load_state(path)["best"]
+    except DataError as error:
+        reporter.note(f"{error}; the best of the epochs to come is tested, or the last one")
+        return None
+
+
 def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter: Reporter) -> Training:
     """A training where the newest checkpoint that can be used was made; at its beginning if there never was one."""
     training, problems = Training(settings, images), []
+    damaged = folder.checkpoints / "damaged.safetensors"
     for name in ("last", "previous"):
         path = folder.checkpoints / f"{name}.safetensors"
         if not path.exists():
             continue
         try:
             training.restore(path)
+            if problems:  # lest it takes the place of the one that is left
+                os.replace(folder.checkpoints / "last.safetensors", damaged)
             return training
         except DataError as error:
             reporter.note(f"{error}; looking at the checkpoint before")

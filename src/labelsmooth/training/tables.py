@@ -27,7 +27,8 @@ _IMAGE_NAMES = (
 )  # fmt: skip
 _LABEL_NAMES = ("label", "labels", "class", "target", "y", "fine_label", "category", "class_name", "label_name")
 _SPLIT_NAMES = ("split", "subset", "fold", "set", "partition")
-_ROWS = 1024
+_ROWS = 128
+_BLOCKS = pc.ReadOptions(block_size=32 << 20)  # of a CSV file; no row may be larger
 
 
 def read(
@@ -105,7 +106,7 @@ class _Table:
         if not path.exists():
             raise DataError(f"there is no file {path}")
         try:
-            self.file = None if self.is_csv else pq.ParquetFile(path)
+            self.file = None if self.is_csv else pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
             self.delimiter = _delimiter(path) if self.is_csv else ""
             schema = self._open_csv(None).schema if self.file is None else self.file.schema_arrow
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -165,11 +166,11 @@ class _Table:
         """All columns are text: a type found in the first block of a file may not fit the last."""
         parse = pc.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
         if columns is None:
-            return pc.open_csv(self.path, parse_options=parse)
+            return pc.open_csv(self.path, _BLOCKS, parse)
         convert = pc.ConvertOptions(
             include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
         )
-        return pc.open_csv(self.path, parse_options=parse, convert_options=convert)
+        return pc.open_csv(self.path, _BLOCKS, parse, convert)
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         row = 0
@@ -184,7 +185,11 @@ class _Table:
 
     def _image_column(self, asked: str | None) -> str:
         if asked is not None:
-            return self._asked(asked, "image_column")
+            name = self._asked(asked, "image_column")
+            kind = self.schema.field(name).type
+            if not (_holds_images(kind) or self._is_text(kind)):
+                raise DataError(f"the column {name} of {self.path} is of {kind}; images are bytes or paths")
+            return name
         fields = [field for field in self.schema if not self.is_csv and _holds_images(field.type)]
         fields += [field for field in self.schema if field.name.lower() in _IMAGE_NAMES and self._is_text(field.type)]
         if not fields:
