@@ -118,6 +118,71 @@ def test_more_epochs_in_the_middle_of_a_fraction(tmp_path, monkeypatch):
     assert int(steps) == 60
 
 
+def test_epochs_that_end_before_what_is_done_or_follow_a_fraction_are_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        At(patched, signal.SIGTERM, 35)
+        with pytest.raises(Interrupted):
+            train("digits", recipe=DIGITS, epochs=3, out=tmp_path)
+    with pytest.raises(ValueError, match=r"epochs must be more than the 1.75 that .* has done; got 1.5"):
+        resume(tmp_path / "digits-001", epochs=1.5)
+    finished = train("digits", recipe=DIGITS, epochs=1.5, out=tmp_path)
+    with pytest.raises(ValueError, match=r"resume must name a run of whole epochs, to add some; .* ended inside one"):
+        resume(finished.folder, epochs=4)
+
+
+class Notes(Reporter):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, monkeypatch):
+    whole = train("digits", recipe=TINY, out=tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        At(patched, signal.SIGTERM, 25)
+        with pytest.raises(Interrupted):
+            train("digits", recipe=TINY, out=tmp_path / "cut")
+    checkpoints = tmp_path / "cut/digits-001/checkpoints"
+    last = checkpoints / "last.safetensors"
+    blob = last.read_bytes()
+    last.write_bytes(blob.replace(b'\\"steps\\": 5', b'\\"steps\\": 7'))  # in the state, not in a tensor
+    assert last.read_bytes() != blob
+    with monkeypatch.context() as patched:
+        At(patched, signal.SIGTERM, 3)
+        with pytest.raises(Interrupted):
+            resume(tmp_path / "cut/digits-001", reporter=(reporter := Notes()))
+    assert "last.safetensors is damaged" in reporter.notes[0]
+    for name in ("last", "previous"):
+        load_file(checkpoints / f"{name}.safetensors")
+    assert (checkpoints / "damaged.safetensors").is_file()
+    assert same(resume(tmp_path / "cut/digits-001").folder, whole.folder)
+
+
+def test_a_damaged_best_checkpoint_is_found_at_once(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        At(patched, signal.SIGTERM, 15)
+        with pytest.raises(Interrupted):
+            train("digits", recipe=TINY, out=tmp_path)
+    best = tmp_path / "digits-001/checkpoints/best.safetensors"
+    best.write_bytes(best.read_bytes()[:500])
+    result = resume(tmp_path / "digits-001", reporter=(reporter := Notes()))
+    assert "best.safetensors is damaged" in reporter.notes[0]
+    assert result.summary["best"]["epoch"] > 1
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        At(patched, signal.SIGTERM, 15)
+        with pytest.raises(Interrupted):
+            train("digits", recipe=TINY, out=tmp_path)
+    file = tmp_path / "digits-001/env.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "cuda"}))
+    resume(tmp_path / "digits-001", reporter=(reporter := Notes()))
+    assert reporter.notes[0] == "device is cpu, and was cuda when the run began: it will not end with the same bits"
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
     original = Training._step
 
@@ -226,6 +291,21 @@ def test_out_of_memory_says_which_batch_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "_gradients", gradients)
     with pytest.raises(TrainingError, match=r"too small for a batch of 128; 16 would fit: --batch-size 16"):
         train("digits", recipe=TINY, out=tmp_path)
+    monkeypatch.setattr(Training, "_gradients", original)
+    predict = Training.predict
+
+    def too_small(training, split):
+        if split is training.data.val:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(training, split)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "predict", too_small)
+        with pytest.raises(
+            TrainingError, match=r"too small to predict 500 images at once; .*; saved after 0 epochs and 10"
+        ):
+            train("digits", recipe=TINY, out=tmp_path / "val")
+    assert resume(tmp_path / "val/digits-001").summary["epochs"] == 3
     monkeypatch.setattr(Training, "_gradients", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(TrainingError, match=r"too small for a single image; try --image-size"):
         train("digits", recipe=TINY, out=tmp_path)

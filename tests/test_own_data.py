@@ -5,11 +5,13 @@ import io
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from labelsmooth import _files
 from labelsmooth._errors import DataError
 from labelsmooth.training import cache, images, load
 from labelsmooth.training.data import Progress
@@ -101,6 +103,7 @@ def test_links_circles_and_names(tmp_path):
     (root / "cat" / "itself.png").symlink_to(root / "cat" / "itself.png")
     (root / "cat" / "nowhere.png").symlink_to("gone.png")
     (root / "dog" / "linked.png").symlink_to(tree(tmp_path / "elsewhere", {"a.png": pictures(1, seed=9)}) / "a.png")
+    (root / "cat" / "up").symlink_to("..")  # to where other classes are
     os.mkfifo(root / "dog" / "pipe.png")
     odd = os.fsencode(root / "dog") + b"/caf\xe9\nnew\x1b[31mline.png"
     with open(odd, "wb") as file:
@@ -110,7 +113,7 @@ def test_links_circles_and_names(tmp_path):
     data = load(root)
     assert sum(len(split) for split in data.splits.values()) == 22
     skipped = "\n".join(data.skipped)
-    assert "1 symbolic links that lead in a circle" in skipped
+    assert "2 symbolic links that lead in a circle" in skipped
     assert skipped.count("lead nowhere") + skipped.count("cannot be opened") == 2
     assert "1 entries that are neither files nor folders" in skipped
     assert r"bad\xff\n.png cannot be decoded: it is empty" in skipped
@@ -278,6 +281,78 @@ print(data.train.pool.nbytes // 1024, resource.getrusage(resource.RUSAGE_SELF).r
     assert used < total / 2
 
 
+def test_a_file_that_cannot_be_read_now_may_be_readable_later(tmp_path, own_cache, monkeypatch):
+    root = tree(tmp_path / "pets", classes())
+    original = Image.open
+
+    def broken(source, *args, **kwargs):
+        if str(source).endswith("004.png"):
+            raise PermissionError(13, "Permission denied")
+        return original(source, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", broken)
+        data = load(root)
+        assert data.skipped == (f"{root}/cat/004.png cannot be decoded: Permission denied",)
+        assert data.train.images.shape == (13, 9, 9, 3)  # from files without a name
+    assert load(root).skipped == ()
+    assert len(list((own_cache / f"decoded-v{cache.VERSION}").iterdir())) == 1
+
+
+def test_processes_that_fill_one_cache_at_once(tmp_path, own_cache):
+    root = tree(tmp_path / "pets", classes())
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(lambda _: noted(root), range(8)))
+    for data, notes in loaded:
+        assert notes == []
+        assert np.array_equal(data.train.images, loaded[0][0].train.images)
+    (folder,) = (own_cache / f"decoded-v{cache.VERSION}").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~_files.umask()
+
+
+@pytest.mark.parametrize("name", ["examples.npz", "skipped.json", "images.npy"])
+def test_a_damaged_cache_is_made_anew(name, tmp_path, own_cache):
+    root = tree(tmp_path / "pets", classes())
+    expected = load(root).train.images
+    (file,) = own_cache.rglob(name)
+    file.write_bytes(file.read_bytes()[:-1])
+    again, notes = noted(root)
+    assert "is damaged" in notes[0]
+    assert np.array_equal(again.train.images, expected)
+    assert noted(root)[1] == []
+
+
+def test_values_of_more_than_8_bits(tmp_path):
+    whole = np.arange(81, dtype=np.uint16).reshape(9, 9) * 800
+    for name, values in (("a", whole), ("b", whole.astype(np.float32) / 65535)):
+        (tmp_path / name).mkdir()
+        for i in range(9):
+            Image.fromarray(values).save(tmp_path / name / f"{i}.tif")
+    Image.fromarray(whole.astype(np.float32)).save(tmp_path / "b" / "wrong.tif")
+    data = load(tmp_path)
+    assert data.image_shape == (9, 9, 1)
+    assert (data.train.images[..., 0] == (whole / 257).round().astype(int)).all()
+    assert "wrong.tif cannot be decoded: its values lie in 0..64000; float32 must be in 0..1" in data.skipped[0]
+
+
+def test_images_that_differ_by_their_orientation_only(tmp_path):
+    wide = pictures(1, size=12)[:8]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(24):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(wide).save(tmp_path / "ab"[i % 2] / f"{i}.png", exif=exif if i % 3 == 0 else None)
+    assert load(tmp_path).image_shape == (8, 8, 3)  # 8x12 and 12x8
+
+
+def test_a_table_named_through_a_link(tmp_path):
+    tree(tmp_path, {f"img/{i}.png": x for i, x in enumerate(pictures(20))})
+    csv(tmp_path / "img" / "blob", "path,label", [f"{i}.png,{i % 2}" for i in range(20)])
+    (tmp_path / "img" / "table.csv").symlink_to(tmp_path / "img" / "blob")
+    data = load(tmp_path / "img" / "table.csv")
+    assert load(data.source).digest == data.digest  # as a resumed run would
+
+
 # CSV files and arrays.
 
 
@@ -321,6 +396,7 @@ def test_csv_that_is_wrong(tmp_path):
         ("path,label", [*good[:7], "7.png,", *good[8:]], {}, r"line 9 of .* has no label"),
         ("path,label", [*good[:7], "gone.png,1", *good[8:]], {}, r"line 9 of .*: there is no such file"),
         ("path,label", [*good[:7], ",1", *good[8:]], {}, r"line 9 of .* has no image"),
+        ("path,label", good, {"image_column": "label"}, r"line 2 of .*: there is no such file"),
         ("path,label,split", [f"{row},{'train' if i else 'trian'}" for i, row in enumerate(good)], {}, r"line 2 of .* has the split 'trian'; it must be one of train, val, test"),
         ("path,label", [*good, "1.png"], {}, r"(is no readable CSV file|is damaged after row) .*"),
         ("path,label", [], {}, r"the train split of .* is empty"),
@@ -363,6 +439,7 @@ def test_npz_of_other_kinds_and_wrong_ones(tmp_path):
     ids = np.arange(20) % 2
     for arrays, message in (
         ({"a": ids}, r"holds a; it must hold images and labels, or x_train"),
+        ({"x_train": grey, "y_train": ids, "x_test": grey[:0], "y_test": ids[:0]}, r"the test split of .* is empty \(x_test\)"),
         ({"x": grey, "y": ids[:5]}, r"has 20 images in x, but 5 labels in y"),
         ({"x": grey[:, 0], "y": ids}, r"x in .* has the shape \(20, 9\); it must be \[N, H, W\]"),
         ({"x": pictures(20).transpose(0, 3, 1, 2), "y": ids}, r"move its channels to the last axis"),

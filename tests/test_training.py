@@ -470,7 +470,7 @@ def test_bfloat16_learns_too(tmp_path):
         ({"schedule_every": "batch"}, r"schedule_every must be one of 'epoch', 'step'"),
         ({"precision": "int8"}, r"precision must be one of"),
         ({"seed": -1}, r"seed must be a whole number of at least 0; got -1"),
-        ({"recipe": "best"}, r"recipe must be one of 'classic', 'digits'; got 'best'"),
+        ({"recipe": "best"}, r"recipe must be one of 'classic', 'fast', 'digits'; got 'best'"),
         ({"device": "tpu"}, r"device must be auto, cpu, cuda or cuda:N; got 'tpu'"),
         ({"momentun": 1}, r"momentun must be no option at all; a recipe has .*momentum"),
         ({"plot": "c.bmp"}, r"plot must end in one of .png, .svg, .pdf; got c.bmp"),
@@ -537,8 +537,16 @@ def test_the_fast_recipe_on_other_sizes(size, channels, tmp_path):
     images = rng.integers(0, 100, (120, size, size, channels), np.uint8)
     images[labels == 1, : size // 2] += 80  # brighter above
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
-    result = train(tmp_path / "own.npz", "fast", epochs=3, image_size=size, out=tmp_path)
+    result = train(tmp_path / "own.npz", "fast", epochs=25, image_size=size, out=tmp_path)
     assert result.test.accuracy > 0.9
+
+
+def test_the_fast_recipe_fits_the_data():
+    few, many, grey = FAST.for_data(90, 3), FAST.for_data(45_000, 3), FAST.for_data(1293, 1)
+    assert (few.batch_size, few.epochs, few.flip) == (32, 140, True)  # 2 steps an epoch
+    assert many == FAST
+    assert (grey.batch_size, grey.epochs, grey.flip) == (64, 14, False)
+    assert CLASSIC.for_data(90, 1) == CLASSIC
 
 
 def test_freed_memory_is_kept_only_while_training():

@@ -199,7 +199,7 @@ def _write(
 
 def _read(folder: Path) -> Decoded:
     images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-    with np.load(folder / "examples.npz", allow_pickle=False) as examples:
+    with (folder / "examples.npz").open("rb") as file, np.load(file, allow_pickle=False) as examples:
         kept, sizes, hashes = examples["kept"], examples["sizes"], examples["hashes"]
     skipped = json.loads((folder / "skipped.json").read_text(encoding="utf-8"))
     if images.dtype != np.uint8 or not len(images) == len(kept) == len(sizes) == len(hashes):

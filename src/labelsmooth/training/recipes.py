@@ -14,6 +14,7 @@ PRECISIONS = ("auto", "float64", "float32", "bfloat16")
 OPTIMIZERS = ("sgd", "muon")
 _SCHEDULE_STEPS = ("epoch", "step")
 _SHIFTS = ("part", "pixels")
+_LEAST_STEPS = 280  # of a training by the fast recipe
 _STEPS = 20  # per epoch, which the fast recipe aims at with fewer examples than its batches were made for
 
 
@@ -129,12 +130,16 @@ class Recipe:
         return examples // self.batch_size if self.drop_last else -(-examples // self.batch_size)
 
     def for_data(self, examples: int, channels: int) -> Recipe:
-        """This recipe for so many training images: `fast` takes smaller batches where there are few, and mirrors no
-        grey images, which tend to be characters."""
+        """This recipe for so many training images.
+
+        `fast` takes smaller batches and more epochs where there are few, and mirrors no grey images, which tend to be
+        characters.
+        """
         if self.name != "fast":
             return self
         batch = min(self.batch_size, max(32, examples // _STEPS))
-        return replace(self, batch_size=batch, flip=self.flip and channels > 1)
+        epochs = max(self.epochs, math.ceil(_LEAST_STEPS / max(1, examples // batch)))
+        return replace(self, batch_size=batch, epochs=epochs, flip=self.flip and channels > 1)
 
     def changed(self, **changes: Any) -> Recipe:
         """This recipe with `changes`; those that are None change nothing.
