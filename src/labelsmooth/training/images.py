@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,8 +25,11 @@ CHOSEN_SIZE = 64  # others are resized to at most this
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _CHUNK = 32  # images that a thread takes at once: one by one, handing them over costs more than decoding small ones
 _WINDOW = 3  # chunks in flight per thread
+_SMALL = 5e-4  # seconds for an item; below, Python is what takes the time, and Python runs one thread at a time
 
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
+
+_ORIENTING = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 Encoded = bytes | str | Path | None  # an image file's content, its path, or nothing
 
@@ -41,6 +46,10 @@ def decode(source: Encoded, where: str, *, channels: int | None = None) -> np.nd
         DataError: it is no image that Pillow can read, it is damaged, or it is so large that it must be a bomb.
     """
     with _opened(source, where) as opened:
+        opened.load()  # what a file says after its pixels counts too
+        if _is_plain(opened) and channels in (None, len(opened.getbands())):
+            array = np.asarray(opened)
+            return array[..., None] if array.ndim == 2 else array
         image = ImageOps.exif_transpose(opened)
         grey = image.mode in _GREY_MODES
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -58,6 +67,12 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     if not (values.min() >= 0 and values.max() <= top):
         raise ValueError(f"its values lie in {values.min():g}..{values.max():g}; {values.dtype} must be in 0..{top:g}")
     return (values / top * 255).round().astype(np.uint8)
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """True where there is nothing to convert, and the file says nothing of an orientation: most files, and quick."""
+    silent = image.format in ("JPEG", "PNG", "BMP") and not any(key in image.info for key in _ORIENTING)
+    return image.mode in ("RGB", "L") and silent and not image.has_transparency_data
 
 
 class _Passing(DataError):
@@ -313,8 +328,14 @@ def _chunks(items: Items) -> Iterator[list[tuple[int, Encoded]]]:
 
 
 def bounded_map(pool: ThreadPoolExecutor, function: Callable, chunks: Iterator) -> Iterator:
-    """`pool.map`, without taking all of `chunks` at once."""
-    pending = [pool.submit(function, chunk) for chunk in islice(chunks, _WINDOW * (os.cpu_count() or 1))]
+    """`pool.map` without taking all of `chunks` at once; without threads where items are so small that they would wait
+    for each other more than they gain."""
+    for chunk in chunks:
+        began = time.perf_counter()
+        yield function(chunk)
+        if time.perf_counter() - began > _SMALL * len(chunk):
+            break
+    pending = deque(pool.submit(function, chunk) for chunk in islice(chunks, _WINDOW * (os.cpu_count() or 1)))
     while pending:
-        yield pending.pop(0).result()
+        yield pending.popleft().result()
         pending.extend(pool.submit(function, chunk) for chunk in islice(chunks, 1))
