@@ -160,11 +160,15 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, monk
     assert same(resume(tmp_path / "cut/digits-001").folder, whole.folder)
 
 
-def test_a_damaged_best_checkpoint_is_found_at_once(tmp_path, monkeypatch):
+def cut_in_the_second_epoch(out, monkeypatch):
     with monkeypatch.context() as patched:
         At(patched, signal.SIGTERM, 15)
         with pytest.raises(Interrupted):
-            train("digits", recipe=TINY, out=tmp_path)
+            train("digits", recipe=TINY, out=out)
+
+
+def test_a_damaged_best_checkpoint_is_found_at_once(tmp_path, monkeypatch):
+    cut_in_the_second_epoch(tmp_path, monkeypatch)
     best = tmp_path / "digits-001/checkpoints/best.safetensors"
     best.write_bytes(best.read_bytes()[:500])
     result = resume(tmp_path / "digits-001", reporter=(reporter := Notes()))
@@ -173,10 +177,7 @@ def test_a_damaged_best_checkpoint_is_found_at_once(tmp_path, monkeypatch):
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        At(patched, signal.SIGTERM, 15)
-        with pytest.raises(Interrupted):
-            train("digits", recipe=TINY, out=tmp_path)
+    cut_in_the_second_epoch(tmp_path, monkeypatch)
     file = tmp_path / "digits-001/env.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "cuda"}))
     resume(tmp_path / "digits-001", reporter=(reporter := Notes()))

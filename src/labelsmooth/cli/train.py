@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -105,6 +104,7 @@ def train(
 
 def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
     from labelsmooth._errors import DataError
+    from labelsmooth.training.listing import nearest
     from labelsmooth.training.recipes import RECIPES, Recipe
     from labelsmooth.training.run import read_config
 
@@ -113,8 +113,7 @@ def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
     known = known | fields | {"plot"}
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]}?" if close else f"; options are {', '.join(sorted(known))}"
+            hint = nearest(name, sorted(known)) or f"; options are {', '.join(sorted(known))}"
             raise DataError(f"{path} has an unknown option {name}{hint}")
     if values.get("recipe") not in (None, *RECIPES) and fields <= set(values):  # one made in Python, told in full
         values["recipe"] = Recipe(name=str(values["recipe"]), **{name: values.pop(name) for name in sorted(fields)})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +51,7 @@ def load_predictions(path: Path) -> Predictions:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except _files.NPZ_DAMAGE as error:
         raise DataError(f"{path} is no readable .npz file ({error})") from None
     missing = [name for name in ("logits", "labels") if name not in arrays]
     if missing:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from labelsmooth import _files
 from labelsmooth._errors import DataError
 from labelsmooth.training import cache
 from labelsmooth.training.images import Decoded
@@ -41,7 +40,7 @@ def read(path: Path) -> Listing:
         raise DataError(f"there is no file {path}") from None
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except _files.NPZ_DAMAGE as error:
         reason = "it holds Python objects, which are not loaded" if "allow_pickle" in str(error) else error
         raise DataError(f"{path} is no readable .npz file ({reason})") from None
     for split, (x, y) in pairs.items():
@@ -54,7 +53,7 @@ def read(path: Path) -> Listing:
         raise DataError(f"the images of {path} have different shapes: {' and '.join(map(str, sorted(shapes)))}")
     if len({array.dtype.kind for array in labels.values()}) > 1:
         raise DataError(f"{path} has labels of different kinds: numbers in one split, names in another")
-    return of_arrays(path.stem, images, labels, classes, cache.digest([str(path)], ["npz"]), str(path))
+    return of_arrays(path.stem, images, labels, classes, cache.digest([str(path)], ["npz"]))
 
 
 def digits() -> Listing:
@@ -67,7 +66,7 @@ def digits() -> Listing:
     images = (bunch.images * (255 / 16)).round().astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    return of_arrays("digits", {"train": images}, {"train": labels}, tuple("0123456789"), digest, "digits")
+    return of_arrays("digits", {"train": images}, {"train": labels}, tuple("0123456789"), digest)
 
 
 def of_arrays(
@@ -76,7 +75,6 @@ def of_arrays(
     labels: dict[str, np.ndarray],
     classes: tuple[str, ...] | None,
     digest: str,
-    source: str,
 ) -> Listing:
     """A listing of images that are in memory, ``uint8[N, H, W, C]`` for each split."""
     pixels = np.concatenate(list(images.values())) if len(images) > 1 else next(iter(images.values()))
@@ -87,7 +85,6 @@ def of_arrays(
         classes=classes,
         digest=digest,
         decode=lambda size, progress: Decoded.of(pixels).resized(size),
-        where=lambda number: f"image {number} of {source}",
     )
 
 

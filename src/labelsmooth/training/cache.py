@@ -9,8 +9,6 @@ import os
 import shutil
 import tempfile
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,11 +20,13 @@ import numpy as np
 
 from labelsmooth import _files
 from labelsmooth.training.images import Decoded, Items, bounded_map, decode_all
+from labelsmooth.training.listing import Progress
 
 VERSION = 2
 _UNFINISHED = ".new-"
 _CHUNK = 64  # files that a thread reads at once
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+_HEADER = 128  # bytes before the pixels, as NumPy writes them
+_DAMAGE = (*_files.NPZ_DAMAGE, KeyError, TypeError)
 
 
 def cache_folder() -> Path:
@@ -87,13 +87,7 @@ def _content(file: str) -> bytes | None:
         return None
 
 
-def decoded(
-    items: Items,
-    content: str,
-    image_size: int | None,
-    progress: Callable[[int, int], None],
-    note: Callable[[str], None],
-) -> Decoded:
+def decoded(items: Items, content: str, image_size: int | None, progress: Progress) -> Decoded:
     """`items`, decoded: from the cache where it has them, or else into it.
 
     A cache that cannot be written is noted, and done without; one that is damaged is made anew.
@@ -102,8 +96,7 @@ def decoded(
         items: what to decode.
         content: the digest of their content.
         image_size: see `decode_all`.
-        progress: see `decode_all`.
-        note: is told of trouble with the cache.
+        progress: is told how far it is, and of trouble with the cache.
 
     Raises:
         DataError: see `decode_all`.
@@ -114,25 +107,28 @@ def decoded(
         try:
             return _read(folder)
         except _DAMAGE as error:
-            note(f"the cache in {folder} is damaged ({error}); decoding again")
+            progress.note(f"the cache in {folder} is damaged ({error}); decoding again")
     old = [item.name for item in root.glob("decoded-v*") if item.name != f"decoded-v{VERSION}"]
     if old:
-        note(f"{root} holds a cache of an older version ({', '.join(sorted(old))}), which is not used; delete it")
+        progress.note(
+            f"{root} holds a cache of an older version ({', '.join(sorted(old))}), which is not used; delete it"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        return _decode_into(folder, items, image_size, progress)
+        return _decode_into(folder, items, image_size, progress.decoded)
     except OSError as error:
-        note(
+        progress.note(
             f"the decoded images could not be cached in {folder} ({error.strerror or error}); "
             "they are decoded at every start"
         )
     try:
-        return _decode_into(None, items, image_size, progress)
+        return _decode_into(None, items, image_size, progress.decoded)
     except OSError as error:
-        note(f"they are held in memory, since {tempfile.gettempdir()} has no room for them ({error.strerror or error})")
+        room = f"{tempfile.gettempdir()} has no room for them ({error.strerror or error})"
+        progress.note(f"they are held in memory, since {room}")
     buffer = io.BytesIO()
-    shape, rest = _write(items, image_size, buffer, progress)
+    shape, rest = _write(items, image_size, buffer, progress.decoded)
     images = np.frombuffer(buffer.getbuffer(), np.uint8, offset=_HEADER).reshape(-1, *shape)
     return replace(rest, images=images)
 
@@ -179,9 +175,6 @@ def _sweep(folder: Path) -> None:
         with suppress(OSError):
             if time.time() - item.stat().st_mtime > 86_400:
                 shutil.rmtree(item, ignore_errors=True)
-
-
-_HEADER = 128  # bytes before the pixels, as NumPy writes them
 
 
 def _write(

@@ -82,7 +82,7 @@ def read(path: Path) -> Listing:
     train = _records(b"".join(blobs[name] for name in TRAIN_FILES), path)
     test = _records(blobs[TEST_FILE], path)
     images, labels = ({"train": one, "test": other} for one, other in zip(train, test, strict=True))
-    return arrays.of_arrays("cifar10", images, labels, CLASSES, digest.hexdigest(), str(path))
+    return arrays.of_arrays("cifar10", images, labels, CLASSES, digest.hexdigest())
 
 
 def _from_folder(path: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -87,8 +88,7 @@ def read(path: str) -> Listing:
         splits=np.array(splits),
         classes=None,
         digest=content,
-        decode=lambda size, progress: cache.decoded(items, content, size, progress.decoded, progress.note),
-        where=where,
+        decode=partial(cache.decoded, items, content),
         skipped=found.lines(),
     )
 

@@ -46,7 +46,6 @@ class Listing:
         digest: SHA-256 of the content.
         decode: gives the images at a size (None: the data's own).
         skipped: what was left out, a line for each.
-        where: what to call number i.
     """
 
     name: str
@@ -55,7 +54,6 @@ class Listing:
     classes: tuple[str, ...] | None
     digest: str
     decode: Callable[[int | None, Progress], Decoded]
-    where: Callable[[int], str]
     skipped: tuple[str, ...] = ()
 
 

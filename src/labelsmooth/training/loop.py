@@ -163,7 +163,7 @@ class Training:
     @contextmanager
     def global_state(self) -> Iterator[None]:
         """Leave PyTorch's global generator and switches as they were."""
-        devices = [self.device] if self.device.type == "cuda" else []
+        devices = [self.device] if self.on_gpu else []
         before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
         with torch.random.fork_rng(devices=devices):
             try:

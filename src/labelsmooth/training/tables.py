@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,7 @@ def read(
         splits=np.concatenate(splits),
         classes=classes,
         digest=content,
-        decode=lambda size, progress: cache.decoded(items, content, size, progress.decoded, progress.note),
-        where=where,
+        decode=partial(cache.decoded, items, content),
     )
 
 
