@@ -1,0 +1,106 @@
+"""Passes over logits that may be larger than memory: checks, blocks of rows, a thread per core."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from labelsmooth import _checks
+
+_ENTRIES = 1 << 18  # of a block, a MiB as float32: a few of them stay in cache, and calls from Python cost little
+_ROWS = 1 << 10  # of a block: sums over rows are short, so float32 holds them
+_SPANS = 64  # not as many as there are cores: the sums, and so their last digits, are the same on every machine
+
+LEAST = -700.0  # exp of less is slow where it underflows, and adds nothing to a sum of at least 1
+
+Result = TypeVar("Result")
+
+
+def checked(logits: Any, labels: Any, name: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Logits ``[N, K]`` as they are and labels as int64 ``[N]``; `shifted` checks the logits' values.
+
+    Args:
+        logits: real array ``[N, K]``.
+        labels: class ids ``[N]`` in ``0..K-1``.
+        name: what the two are called in messages, before "logits" and "labels".
+    """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    if logits.ndim != 2 or 0 in logits.shape or logits.dtype.kind not in "fiu":
+        rule = "be real numbers of shape [N, K] with N and K above 0"
+        raise _checks.error(f"{name}logits", rule, f"{logits.dtype} {logits.shape}")
+    if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+        rule = f"be class ids of shape {logits.shape[:1]}"
+        raise _checks.error(f"{name}labels", rule, f"{labels.dtype} {labels.shape}")
+    _checks.label_range(labels, logits.shape[1], f"{name}labels")
+    return logits, labels.astype(np.int64)
+
+
+def over_blocks(shape: tuple[int, int], work: Callable[[Iterator[slice], int], Result]) -> Iterator[Result]:
+    """What `work` makes of spans of rows, in the order of the rows, on a thread per core.
+
+    Args:
+        shape: N and K.
+        work: takes the blocks of a span, as slices of rows, and how many rows a block has at most.
+    """
+    n, count = shape
+    size = min(n, _ROWS, max(1, _ENTRIES // count))
+    span = -(-n // (size * _SPANS)) * size
+
+    def run(start: int) -> Result:
+        stop = min(n, start + span)
+        return work((slice(at, min(at + size, stop)) for at in range(start, stop, size)), size)
+
+    with ThreadPoolExecutor(_cores()) as pool:
+        yield from pool.map(run, range(0, n, span))
+
+
+def precision(dtype: np.dtype) -> np.dtype:
+    """What logits of this dtype are computed in: float32 for float16 and float32, else float64."""
+    return np.dtype(np.float32 if dtype in (np.float16, np.float32) else np.float64)
+
+
+def shifted(block: np.ndarray, first: int, out: np.ndarray, name: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Logits less the largest of their row, and the class of the largest, of equal ones the first.
+
+    Args:
+        block: some rows of the logits.
+        first: the number of its first row, for messages.
+        out: of the logits' `precision`, at least as long as `block`; the result is its first rows.
+        name: what the logits are called in messages, before "logits".
+
+    Raises:
+        ValueError: nan, +inf, or a row of nothing but -inf.
+    """
+    largest = block.argmax(axis=1)
+    top = block[np.arange(len(block)), largest].astype(out.dtype)
+    wrong = ~(np.abs(top) < np.inf)  # argmax finds a nan
+    if wrong.any():
+        row = int(wrong.argmax())
+        if np.isneginf(top[row]):
+            rule = "have a finite value in every row"
+            raise _checks.error(f"{name}logits", rule, f"-inf in all of row {first + row}")
+        bad = block[row][~(block[row] < np.inf)][0]
+        raise _checks.error(f"{name}logits", "be finite or -inf", f"{bad} in row {first + row}")
+    return np.subtract(block, top[:, None], out=out[: len(block)], dtype=out.dtype), largest
+
+
+def at_least(z: np.ndarray, floor: float) -> None:
+    """Raise what is below `floor`, in place."""
+    if z.min() < floor:  # a maximum takes seven times as long as a look
+        np.maximum(z, floor, out=z)
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Σ_k a_k b_k of each row, float64 ``[n]``: BLAS adds in many short chains, einsum in one long."""
+    return np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0].astype(np.float64)
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
