@@ -10,8 +10,8 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a training; `saved` says what the checkpoint in `folder` holds, or nothing."""
+    """Ctrl-C or SIGTERM; `saved` says what in `folder` is kept, or nothing; `command` goes on with it."""
 
-    def __init__(self, folder: str, saved: str) -> None:
+    def __init__(self, folder: str, saved: str, command: str = "train") -> None:
         super().__init__(f"interrupted after {saved or 'nothing'}; the run is in {folder}")
-        self.folder, self.saved = folder, saved
+        self.folder, self.saved, self.command = folder, saved, command

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from labelsmooth import _checks
 
 # What NumPy raises while it reads an .npz file that is damaged, cut off, or none at all.
 NPZ_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -43,6 +46,32 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def next_folder(parent: Path, name: str) -> Path:
+    """A new folder `name`-001 in `parent`, or with the next free number; what is unsafe in a name becomes a dash."""
+    parent.mkdir(parents=True, exist_ok=True)
+    safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    taken = [int(m[1]) for item in parent.iterdir() if (m := re.fullmatch(rf"{re.escape(safe)}-(\d+)", item.name))]
+    number = max(taken, default=0) + 1
+    while True:
+        try:
+            path = parent / f"{safe}-{number:03d}"
+            path.mkdir()
+            return path
+        except FileExistsError:  # somebody else took it meanwhile
+            number += 1
+
+
+def check_parent(parent: Path) -> None:
+    """Raises:
+    ValueError: no folder can be made in `parent`, which need not be there yet.
+    """
+    if parent.exists() and not parent.is_dir():
+        raise _checks.error("out", "be a folder", str(parent))
+    nearest = next(folder for folder in (parent, *parent.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise _checks.error("out", "be a folder that can be written to", str(parent))
 
 
 def _sync_folder(path: Path) -> None:

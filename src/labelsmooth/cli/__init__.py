@@ -1,6 +1,6 @@
 """The command. Errors become one message and an exit code:
 
-0 done, 1 unexpected, 2 usage, 3 data, 4 training failed, 6 a missing extra, 130 interrupted.
+0 done, 1 unexpected, 2 usage, 3 data, 4 training failed, 5 partial comparison, 6 a missing extra, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import suppress
 from labelsmooth._errors import DataError, Interrupted, TrainingError
 
 _EXTRA = "pip install 'labelsmooth[train]'"
+_EXTRAS = {"accelerate": "track", "tensorboard": "track", "distributed": "dask"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not isinstance(stop, Interrupted):
             return _fail("interrupted", 130, debug)
-        resume = f"labelsmooth train --resume {shlex.quote(stop.folder)}"
+        resume = f"labelsmooth {stop.command} --resume {shlex.quote(stop.folder)}"
         return _fail(f"interrupted; saved: {stop.saved or 'nothing yet'}. Go on with:\n  {resume}", 130, debug)
 
 
@@ -59,7 +60,8 @@ def _run(tokens: list[str], debug: bool) -> int:
         return _fail(str(error), 2, debug)
     except ModuleNotFoundError as error:
         name = (error.name or str(error)).partition(".")[0]
-        return _fail(f"this command needs {name}: {_EXTRA}", 6, debug)
+        extra = f"pip install 'labelsmooth[{_EXTRAS[name]}]'" if name in _EXTRAS else _EXTRA
+        return _fail(f"this command needs {name}: {extra}", 6, debug)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

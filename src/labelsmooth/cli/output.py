@@ -51,6 +51,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def duration(seconds: float) -> str:
+    """In the units that people would use."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 class Bar:
     """A bar while something goes on, on a terminal only; it is gone when its block ends, however that ends."""
 
@@ -155,34 +164,37 @@ def make_reporter(out: Console, bar: Bar) -> Any:
 
 def _describe(training: Any, folder: Path) -> str:
     """What is trained, on what, and what smoothing does to the first label."""
-    from labelsmooth.targets import explanation
+    from labelsmooth.targets import smooth_labels
 
-    data, recipe = training.data, training.recipe
+    data, recipe, settings = training.data, training.recipe, training.settings
     height, width, channels = data.image_shape
-    meaning = explanation(recipe.smoothing, data.num_classes)
     first = int(data.train.labels[0])
     lines = [
         f"data        {data.name}: {data.num_classes} classes, images {height}x{width}x{channels}; "
         f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test",
         f"model       {recipe.model}, {training.parameters:,} trainable parameters",
         f"training    recipe {recipe.name}: {recipe.epochs:g} epochs of {training.steps_per_epoch} steps of "
-        f"{recipe.batch_size}, seed {training.settings.seed}",
+        f"{recipe.batch_size}, seed {settings.seed}",
         f"device      {training.device}, {training.precision_reason}",
     ]
+    if data.noise is not None:
+        lines.append(f"noise       {data.noise}")
+    if settings.track is not None:
+        lines.append(f"tracking    {settings.track}")
     if recipe.smoothing:
+        target = smooth_labels(first, recipe.smoothing, num_classes=data.num_classes, prior=training.prior)
         how = "the targets are smoothed" if recipe.method == "labels" else "the loss smooths"
-        lines.append(
-            f"smoothing   {recipe.smoothing:g}, method {recipe.method} ({how}): true class {meaning.true_class:.4g}, "
-            f"others {meaning.other_classes:.4g}"
-        )
+        if recipe.prior == "uniform":
+            meaning = f"true class {target[first]:.4g}, others {target[first - 1]:.4g}"
+        else:
+            meaning = f"prior {recipe.prior}, from {training.prior.min():.4g} to {training.prior.max():.4g}"
+        lines.append(f"smoothing   {recipe.smoothing:g}, method {recipe.method} ({how}): {meaning}")
         if data.num_classes <= 20:
             before = " ".join("1" if k == first else "0" for k in range(data.num_classes))
-            after = " ".join(
-                f"{meaning.true_class if k == first else meaning.other_classes:.4g}" for k in range(data.num_classes)
-            )
+            after = " ".join(f"{share:.4g}" for share in target)
             lines += [f"            first label, {data.classes[first]}: before {before}", f"            after  {after}"]
         lines.append(
-            f"            the smoothed loss cannot go below its floor {meaning.entropy_floor:.4f}; validation and test "
+            f"            the smoothed loss cannot go below its floor {training.floor:.4f}; validation and test "
             "are on hard labels"
         )
     else:

@@ -18,6 +18,7 @@ def train(
     *,
     smoothing: Annotated[float | None, Parameter(name=["--smoothing", "-s"])] = None,
     method: Literal["labels", "loss"] | None = None,
+    prior: Literal["uniform", "class_frequency"] | None = None,
     model: Literal["minigooglenet", "fast", "small"] | None = None,
     recipe: Literal["classic", "fast", "digits"] | None = None,
     epochs: float | None = None,
@@ -29,12 +30,14 @@ def train(
     image_size: WholeNumber | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    noise: str | None = None,
     val_split: float | None = None,
     seed: WholeNumber | None = None,
     device: str | None = None,
     precision: Literal["auto", "float64", "float32", "bfloat16"] | None = None,
     deterministic: bool | None = None,
     compile: bool | None = None,
+    track: str | None = None,
     config: Path | None = None,
     out: Path | None = None,
     resume: Path | None = None,
@@ -48,6 +51,7 @@ def train(
             above them), a folder of train.parquet (or .csv) and test.parquet, a .parquet, .csv or .npz file.
         smoothing: ε, from 0 up to but not including 1; 0.1 if not given.
         method: labels: the targets are smoothed before training. loss (the default): the loss smooths.
+        prior: what labels are smoothed towards: uniform (the default), or class_frequency, that of the training labels.
         model: the network; the recipe's own if not given.
         recipe: classic: MiniGoogLeNet as on CIFAR-10. fast: a small residual network, trained in minutes. digits: a
             smaller one. If not given, classic, or digits for images below 16 pixels.
@@ -60,23 +64,28 @@ def train(
         image_size: resize images to this height and width; by the data if not given.
         image_column: the column of images in a table; found by its type and name if not given.
         label_column: the column of labels in a table; found by its name if not given.
+        noise: other labels for training, not for validation and test: symmetric:P (with probability P any other class),
+            asymmetric:P (the next class), column:NAME of a table, or a file (.npy, .npz, .csv, .tsv or .txt) of names
+            or ids, one for each example of the data's own training split, or for each of all.
         val_split: the share of training examples kept for validation; 0.1 if not given. 0: the last epoch is tested.
-        seed: of split, weights, order, augmentation and dropout; 0 if not given.
+        seed: of split, noise, weights, order, augmentation and dropout; 0 if not given.
         device: auto, cpu, cuda or cuda:N.
         precision: of convolutions; auto takes what the device is fast in.
         deterministic: refuse operations that are not deterministic.
         compile: put the network through torch.compile; on a GPU, with CUDA graphs, that is the default.
+        track: also hand the run to this tracker: tensorboard (which writes to RUN/tracking), wandb, mlflow or another
+            that Accelerate knows; pip install 'labelsmooth[track]'.
         config: a YAML file with any of these options; what the command line says goes before it.
         out: the parent folder of runs; runs if not given.
         resume: a run's folder; go on with it where it stopped.
         plot: also write the curves to this file (.png, .svg, .pdf).
     """
     options = {
-        "data": data, "smoothing": smoothing, "method": method, "model": model, "recipe": recipe, "epochs": epochs,
-        "batch_size": batch_size, "lr": lr, "schedule": schedule, "weight_decay": weight_decay, "dropout": dropout,
-        "image_size": image_size, "image_column": image_column, "label_column": label_column,
-        "val_split": val_split, "seed": seed, "device": device, "precision": precision,
-        "deterministic": deterministic, "compile": compile, "out": out,
+        "data": data, "smoothing": smoothing, "method": method, "prior": prior, "model": model, "recipe": recipe,
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "weight_decay": weight_decay,
+        "dropout": dropout, "image_size": image_size, "image_column": image_column, "label_column": label_column,
+        "noise": noise, "val_split": val_split, "seed": seed, "device": device, "precision": precision,
+        "deterministic": deterministic, "compile": compile, "track": track, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     from labelsmooth import training
@@ -115,8 +124,10 @@ def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
         if name not in known:
             hint = nearest(name, sorted(known)) or f"; options are {', '.join(sorted(known))}"
             raise DataError(f"{path} has an unknown option {name}{hint}")
-    if values.get("recipe") not in (None, *RECIPES) and fields <= set(values):  # one made in Python, told in full
-        values["recipe"] = Recipe(name=str(values["recipe"]), **{name: values.pop(name) for name in sorted(fields)})
+    told = fields & set(values)
+    # One made in Python, told in full; older files know no prior.
+    if values.get("recipe") not in (None, *RECIPES) and fields - told <= {"prior"}:
+        values["recipe"] = Recipe(name=str(values["recipe"]), **{name: values.pop(name) for name in sorted(told)})
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -134,7 +145,9 @@ def _closing(result: Result, plot: Path | None) -> str:
         f"test accuracy {test.accuracy:.4f}, NLL {test.nll:.4f} on hard labels; "
         f"trained in {summary['train_seconds']:.1f} s at {summary['images_per_second']:.0f} images/s",
         f"run       {result.folder}",
-        f"pictures  {result.folder / 'plots' / 'curves.png'}",
-        f"          {result.folder / 'plots' / 'confusion.png'}",
     ]
-    return "\n".join(lines if plot is None else [*lines, f"          {plot}"])
+    report = result.folder / "report.html"
+    lines += [f"report    {report}"] if report.is_file() else []  # it may have failed, as each picture may
+    drawn = [result.folder / "plots" / "curves.png", result.folder / "plots" / "confusion.png", plot]
+    pictures = [path for path in drawn if path is not None and Path(path).is_file()]
+    return "\n".join([*lines, *(f"{'' if number else 'pictures':<10}{path}" for number, path in enumerate(pictures))])

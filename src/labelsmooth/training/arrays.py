@@ -33,7 +33,7 @@ def read(path: Path) -> Listing:
                 raise DataError(f"{path} is a single array; it must hold images and labels")
             pairs = _pairs(list(file.files), path)
             images = {split: _images(file[x], f"{x} in {path}") for split, (x, _) in pairs.items()}
-            labels = {split: _labels(file[y], f"{y} in {path}") for split, (_, y) in pairs.items()}
+            labels = {split: as_labels(file[y], f"{y} in {path}") for split, (_, y) in pairs.items()}
             names = next((name for name in ("classes", "class_names") if name in file.files), None)
             classes = None if names is None else tuple(map(str, np.ravel(file[names])))
     except FileNotFoundError:
@@ -126,7 +126,12 @@ def _images(array: np.ndarray, where: str) -> np.ndarray:
     raise DataError(f"{where} has {array.dtype} values from {low} to {high}; {rule}")
 
 
-def _labels(array: np.ndarray, where: str) -> np.ndarray:
+def as_labels(array: np.ndarray, where: str) -> np.ndarray:
+    """Class ids ``int64[N]`` or names ``str[N]`` of an array ``[N]`` or ``[N, 1]``; `where` names it in an error.
+
+    Raises:
+        DataError: it has another shape, or holds neither.
+    """
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -136,5 +141,9 @@ def _labels(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.floor(array)).all():
         array = array.astype(np.int64)
     if array.dtype.kind not in "iubU" or (array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1):
-        raise DataError(f"{where} has {array.dtype} values that are neither class ids nor names")
+        first = ""
+        if array.dtype.kind == "f":
+            wrong = int(np.argmax(~np.isfinite(array) | (array != np.floor(array))))
+            first = f"; the first is {array[wrong]}, at position {wrong} (from 0)"
+        raise DataError(f"{where} has {array.dtype} values that are neither class ids nor names{first}")
     return array if array.dtype.kind == "U" else array.astype(np.int64)

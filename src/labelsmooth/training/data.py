@@ -6,7 +6,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from labelsmooth import _checks
 from labelsmooth._errors import DataError
 from labelsmooth.training import arrays, cifar10, folders, tables
 from labelsmooth.training.listing import SPLITS, Listing, Progress
+from labelsmooth.training.noise import Noise, checked, relabelled
 
 TEST_SHARE = 0.2  # of data that come without a test set; the same examples for every seed
 KINDS = (
@@ -95,6 +96,7 @@ class ImageData:
         skipped: what was left out, a line for each.
         own_splits: the splits that the source itself has.
         sizes: ``int32[N, 2]``, height and width of all images before resizing.
+        noise: what was done to the training labels; None: nothing.
     """
 
     name: str
@@ -107,6 +109,7 @@ class ImageData:
     skipped: tuple[str, ...]
     own_splits: tuple[str, ...]
     sizes: np.ndarray
+    noise: Noise | None = None
 
     @property
     def num_classes(self) -> int:
@@ -121,6 +124,11 @@ class ImageData:
     @property
     def splits(self) -> dict[str, Split]:
         return {name: getattr(self, name) for name in SPLITS}
+
+    @property
+    def clean_train(self) -> Split:
+        """The training split with the labels that it had before any noise."""
+        return self.train if self.noise is None else replace(self.train, labels=self.noise.clean)
 
     def leaks(self, seen: str = "train", held_out: str = "test") -> int:
         """How many images of one split are, pixel for pixel, in another too."""
@@ -139,6 +147,7 @@ class ImageData:
                 name: np.bincount(split.labels, minlength=self.num_classes).tolist()
                 for name, split in self.splits.items()
             },
+            "noise": None if self.noise is None else self.noise.describe(),
             "own_splits": list(self.own_splits),
             "skipped": list(self.skipped),
             "test_images_in_train": self.leaks(),
@@ -153,6 +162,7 @@ def load(
     image_size: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    noise: str | Path | None = None,
     progress: Progress | None = None,
 ) -> ImageData:
     """Read `source` and split it, stratified by class.
@@ -171,17 +181,22 @@ def load(
             others become squares of the median of their shorter sides, at most 64 pixels.
         image_column: of a table; None: found by its type and name.
         label_column: of a table; None: found by its name.
+        noise: labels for training alone, validation and test keep theirs: ``symmetric:P`` puts any other class in a
+            label's place with probability P, in [0, 1), ``asymmetric:P`` the next class; ``column:NAME`` takes those of
+            another column of a table; a ``.npy``, ``.npz``, ``.csv``, ``.tsv`` or ``.txt`` file holds names or ids for
+            each example of the source's own training split, or for each of all. None: the data's own labels.
         progress: how to report.
 
     Returns:
         The three splits.
 
     Raises:
-        DataError: the data are missing, damaged, of one class only, or lack a class in training.
-        ValueError: `val_split` or `image_size` is out of range.
+        DataError: the data, or the labels that `noise` names, are missing or damaged; the data are of one class only,
+            or lack a class in training.
+        ValueError: `val_split`, `image_size` or `noise` is out of range.
     """
     progress = progress or Progress()
-    data = gather(source, val_split, seed, image_size, image_column, label_column, progress)
+    data = gather(source, val_split, seed, image_size, image_column, label_column, noise, progress)
     if data.skipped:
         more = f"; and {len(data.skipped) - _SHOWN} more" if len(data.skipped) > _SHOWN else ""
         progress.note(f"left out: {'; '.join(data.skipped[:_SHOWN])}{more} (all in data.json)")
@@ -198,6 +213,12 @@ def load(
             f"warning: {leaks} of the {len(data.test)} test images are in the training set too, pixel for pixel; "
             "test figures flatter (labelsmooth data shows more)"
         )
+    lost = np.flatnonzero(np.bincount(data.train.labels, minlength=data.num_classes) == 0)
+    if lost.size:
+        progress.note(
+            f"warning: the noise leaves {len(lost)} of {data.num_classes} classes without a training label: "
+            f"{_listed(data.classes, lost)}"
+        )
     return data
 
 
@@ -208,14 +229,19 @@ def gather(
     image_size: int | None,
     image_column: str | None,
     label_column: str | None,
+    noise: str | Path | None,
     progress: Progress,
 ) -> ImageData:
     """What `load` does, without a word about what it found."""
     share = _checks.smoothing(val_split, "val_split")
     size = None if image_size is None else _checks.class_count(image_size, "image_size", least=4)
+    asked = None if noise is None else checked(noise)
     listing = find(source, image_column=image_column, label_column=label_column, download=progress.download)
     classes, ids = _numbered(listing, str(source))
     _check_names(classes)
+    noisy, content = ids, b""
+    if asked is not None:  # a file that is wrong is found before hours of decoding
+        noisy, content = relabelled(asked, ids, listing, classes, seed)
     decoded = listing.decode(size, progress)
     skipped = (*listing.skipped, *decoded.skipped)
     kept, names = decoded.kept, listing.splits[decoded.kept]
@@ -229,11 +255,15 @@ def gather(
         splits["train"], splits["test"] = _split(splits["train"], TEST_SHARE, 0, "test", classes)
     if "val" not in splits:
         splits["train"], splits["val"] = _split(splits["train"], share, seed, "validation", classes)
-    _check_classes(splits["train"], classes, str(source))
+    train, done = splits["train"], None
+    _check_classes(train, classes, str(source))
+    if asked is not None:
+        done = Noise(asked, train.labels, noisy[train.index], content)
+        train = replace(train, labels=done.noisy)
     origin = str(source) if str(source) in ("digits", "cifar10") else os.path.abspath(_path(source))
     return ImageData(
-        listing.name, origin, listing.digest, classes, splits["train"], splits["val"], splits["test"], skipped, own,
-        decoded.sizes,
+        listing.name, origin, listing.digest, classes, train, splits["val"], splits["test"], skipped, own,
+        decoded.sizes, done,
     )  # fmt: skip
 
 
@@ -340,9 +370,14 @@ def _check_classes(train: Split, classes: tuple[str, ...], source: str) -> None:
     present = np.flatnonzero(counts)
     if len(present) == 1:
         raise DataError(f"{source} has one class only ({classes[present[0]]}); a classifier needs two")
-    missing = [classes[k] for k in np.flatnonzero(counts == 0)]
-    if missing:
+    missing = np.flatnonzero(counts == 0)
+    if missing.size:
         raise DataError(
             f"{len(missing)} of the {len(classes)} classes of {source} have no training example: "
-            f"{', '.join(map(repr, missing[:5]))}{', ...' if len(missing) > 5 else ''}"
+            f"{_listed(classes, missing)}"
         )
+
+
+def _listed(classes: tuple[str, ...], ids: np.ndarray) -> str:
+    """The names of the first few."""
+    return ", ".join(repr(classes[k]) for k in ids[:5]) + (", ..." if len(ids) > 5 else "")

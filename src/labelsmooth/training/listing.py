@@ -46,6 +46,8 @@ class Listing:
         digest: SHA-256 of the content.
         decode: gives the images at a size (None: the data's own).
         skipped: what was left out, a line for each.
+        other_labels: gives what another column holds as labels of the training examples, ids or names; None where
+            there are no columns.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Listing:
     digest: str
     decode: Callable[[int | None, Progress], Decoded]
     skipped: tuple[str, ...] = ()
+    other_labels: Callable[[str], np.ndarray] | None = None
 
 
 def printable(name: str) -> str:

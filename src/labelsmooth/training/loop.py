@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labelsmooth import priors
 from labelsmooth._errors import TrainingError
 from labelsmooth.evaluation import Predictions
 from labelsmooth.evaluation.metrics import nll
-from labelsmooth.targets import explanation, smooth_labels
+from labelsmooth.targets import smooth_labels
 from labelsmooth.torch import cross_entropy
 from labelsmooth.training import checkpoints, models, optimizers
 from labelsmooth.training.augmentation import Augmentation, smaller
@@ -56,6 +57,9 @@ class Reporter:
     def note(self, text: str) -> None:
         """Something worth a line."""
 
+    def end(self, summary: dict[str, Any] | None) -> None:
+        """The run is over: `summary` is what `summary.json` holds; None where it was stopped, or failed."""
+
 
 @dataclass
 class _Epoch:
@@ -83,6 +87,8 @@ class Training:
         settings: what it was told.
         data: the images.
         model: the classifier.
+        prior: u, float64 ``[K]``.
+        floor: the least that the smoothed training loss can be.
         rows: the lines of `metrics.csv` so far.
         best: {"epoch", "val_accuracy", "val_nll"} of the best epoch so far, or None.
         saved: what the last checkpoint holds, in words; empty where there is none.
@@ -97,7 +103,10 @@ class Training:
         self.steps_per_epoch = recipe.steps_per_epoch(len(data.train))
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.schedule = recipe.make_schedule()
-        self.floor = explanation(recipe.smoothing, data.num_classes).entropy_floor
+        self.prior = priors.uniform(data.num_classes)
+        if recipe.prior == "class_frequency":
+            self.prior = priors.class_frequency(data.train.labels, data.num_classes)
+        self.floor = entropy_floor(data.train.labels, recipe.smoothing, self.prior)
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.seconds = 0.0
@@ -122,10 +131,12 @@ class Training:
         self.optimizer = optimizers.make(self.model, recipe)
         self.feed = Feed(data.train, self.device)
         self.labels = torch.from_numpy(data.train.labels).to(self.device)
+        u = None if recipe.prior == "uniform" else torch.from_numpy(self.prior)  # None: the loss builds no u
+        self._loss_prior = None if u is None else u.to(self.device, dtype)
         self.targets = None
         if recipe.method == "labels":
             classes = torch.arange(data.num_classes)
-            smoothed = smooth_labels(classes, recipe.smoothing, num_classes=data.num_classes, dtype=dtype)
+            smoothed = smooth_labels(classes, recipe.smoothing, num_classes=data.num_classes, prior=u, dtype=dtype)
             self.targets = smoothed.to(self.device)
 
     @property
@@ -187,7 +198,9 @@ class Training:
         """The smoothed loss of a batch, by the recipe's method."""
         if self.targets is not None:
             return cross_entropy(logits, self.targets[self.labels[rows]], validate=False)
-        return cross_entropy(logits, self.labels[rows], label_smoothing=self.recipe.smoothing, validate=False)
+        return cross_entropy(
+            logits, self.labels[rows], label_smoothing=self.recipe.smoothing, prior=self._loss_prior, validate=False
+        )
 
     def run(self, folder: RunFolder, reporter: Reporter) -> None:
         """Train to the end; after every epoch, and when asked to stop, write metrics and checkpoints.
@@ -332,7 +345,7 @@ class Training:
 
     def _step(self, rows: Tensor, augment: Augmentation, running: _Epoch, share: float) -> None:
         """One batch; nothing in it waits for a GPU."""
-        logits, loss, rows = self._gradients(rows, augment, share, self.network)
+        logits, loss, rows = self.gradients(rows, augment, share, self.network)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -341,7 +354,7 @@ class Training:
             running.sums[1] += (logits.argmax(1) == self.labels[rows]).sum()
         running.steps += 1
 
-    def _gradients(
+    def gradients(
         self, rows: Tensor, augment: Augmentation, share: float, network: torch.nn.Module
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The logits and the loss of a batch, its gradients left in the parameters; and `rows` on the device."""
@@ -364,7 +377,7 @@ class Training:
             if self.on_gpu:
                 torch.cuda.empty_cache()
             try:
-                self._gradients(torch.arange(size, device=self.feed.rows_on), augment, 1.0, self.model)
+                self.gradients(torch.arange(size, device=self.feed.rows_on), augment, 1.0, self.model)
             except torch.OutOfMemoryError:
                 continue
             return (
@@ -398,5 +411,33 @@ class Training:
             features.append(f.float().cpu().numpy())
             logits.append(z.float().cpu().numpy())
         return Predictions(
-            np.concatenate(logits), split.labels, np.concatenate(features), split.index, self.data.classes
+            logits=np.concatenate(logits),
+            labels=split.labels,
+            features=np.concatenate(features),
+            index=split.index,
+            classes=self.data.classes,
+            templates=self.model.network.head.weight.float().cpu().numpy().copy(),
         )
+
+
+def entropy_floor(labels: np.ndarray, smoothing: float, prior: np.ndarray) -> float:
+    """The least that the mean smoothed loss over labels can be: the mean over them of H(q') = -Σ_k q'_k log q'_k.
+
+    Args:
+        labels: class ids ``int64[N]``.
+        smoothing: ε, in [0, 1).
+        prior: u, float64 ``[K]``.
+
+    Example:
+        >>> round(entropy_floor(np.array([0, 0, 1]), 0.1, np.full(10, 0.1)), 6)
+        0.500288
+    """
+    off = smoothing * prior
+    on = (1.0 - smoothing) + off
+    floors = _entropy_terms(off).sum() - _entropy_terms(off) + _entropy_terms(on)  # of each class, in K steps, not K²
+    return float(floors[labels].mean())
+
+
+def _entropy_terms(q: np.ndarray) -> np.ndarray:
+    """-q log q, and 0 at 0."""
+    return -q * np.log(np.where(q > 0, q, 1.0)) + 0.0

@@ -10,6 +10,7 @@ from labelsmooth import _checks, schedules
 from labelsmooth.training.models import MODELS
 
 METHODS = ("labels", "loss")
+PRIORS = ("uniform", "class_frequency")
 PRECISIONS = ("auto", "float64", "float32", "bfloat16")
 OPTIMIZERS = ("sgd", "muon")
 _SCHEDULE_STEPS = ("epoch", "step")
@@ -45,6 +46,7 @@ class Recipe:
         small_share: the share of the steps that see smaller images, in [0, 1).
         small_scale: their height and width, as a share of the full ones, in (0, 1].
         smoothing: ε, in [0, 1).
+        prior: u, towards which labels are smoothed: ``"uniform"``, or ``"class_frequency"``, that of training labels.
         method: ``"labels"`` (the targets are smoothed before training) or ``"loss"`` (the loss smooths).
         precision: ``"float64"``, ``"float32"``, ``"bfloat16"`` (autocast), or ``"auto"``: what the device is fast in.
 
@@ -73,6 +75,7 @@ class Recipe:
     small_share: float = 0.0
     small_scale: float = 0.75
     smoothing: float = 0.1
+    prior: str = "uniform"
     method: str = "loss"
     precision: str = "auto"
 
@@ -104,6 +107,7 @@ class Recipe:
             raise _checks.error("weight_decay", "be 0 with Muon, which keeps the norm of kernels", self.weight_decay)
         _checks.one_of(self.model, "model", tuple(MODELS))
         _checks.one_of(self.schedule_every, "schedule_every", _SCHEDULE_STEPS)
+        _checks.one_of(self.prior, "prior", PRIORS)
         _checks.one_of(self.method, "method", METHODS)
         _checks.one_of(self.precision, "precision", PRECISIONS)
         schedule = self.make_schedule()

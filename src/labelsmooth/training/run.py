@@ -19,6 +19,7 @@ import yaml
 
 from labelsmooth import __version__, _checks, _files
 from labelsmooth._errors import DataError
+from labelsmooth.training import noise
 from labelsmooth.training.recipes import Recipe
 
 COLUMNS = (
@@ -41,6 +42,8 @@ class Settings:
     device: str
     deterministic: bool
     compile: bool | None = None
+    noise: str | None = None
+    track: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):
@@ -52,6 +55,10 @@ class Settings:
         for name in ("image_column", "label_column"):
             if not isinstance(getattr(self, name), str | None):
                 raise _checks.error(name, "be a column's name", repr(getattr(self, name)))
+        if self.noise is not None:
+            object.__setattr__(self, "noise", noise.checked(self.noise))
+        if not isinstance(self.track, str | None):
+            raise _checks.error("track", "be a tracker's name", repr(self.track))
         if not isinstance(self.device, str):
             raise _checks.error("device", "be auto, cpu, cuda or cuda:N", repr(self.device))
         if not isinstance(self.compile, bool | None):
@@ -79,32 +86,15 @@ class RunFolder:
         Raises:
             ValueError: `parent` is a file.
         """
-        RunFolder.check_parent(parent)
-        parent.mkdir(parents=True, exist_ok=True)
-        safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
-        taken = [int(m[1]) for item in parent.iterdir() if (m := re.fullmatch(rf"{re.escape(safe)}-(\d+)", item.name))]
-        number = max(taken, default=0) + 1
-        while True:
-            try:
-                path = parent / f"{safe}-{number:03d}"
-                path.mkdir()
-                break
-            except FileExistsError:  # another run took it meanwhile
-                number += 1
-        for sub in ("checkpoints", "predictions", "plots"):
-            (path / sub).mkdir()
-        return RunFolder(path)
+        _files.check_parent(parent)
+        return RunFolder.at(_files.next_folder(parent, name))
 
     @staticmethod
-    def check_parent(parent: Path) -> None:
-        """Raises:
-        ValueError: a run cannot be made in `parent`, which need not be there yet.
-        """
-        if parent.exists() and not parent.is_dir():
-            raise _checks.error("out", "be a folder", str(parent))
-        nearest = next(folder for folder in (parent, *parent.absolute().parents) if folder.exists())
-        if not os.access(nearest, os.W_OK):
-            raise _checks.error("out", "be a folder that can be written to", str(parent))
+    def at(path: Path) -> RunFolder:
+        """The folder `path`, without anything in it."""
+        for sub in ("checkpoints", "predictions", "plots"):
+            (path / sub).mkdir(parents=True, exist_ok=True)
+        return RunFolder(path)
 
     @staticmethod
     def open(path: str | Path) -> RunFolder:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from labelsmooth import _checks
+from labelsmooth import _checks, _files
 from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.evaluation import Evaluation, evaluate
-from labelsmooth.report import plots
-from labelsmooth.training import checkpoints, memory, recipes
+from labelsmooth.report import page, panels, plots
+from labelsmooth.training import artefacts, checkpoints, memory, recipes, tracking
 from labelsmooth.training.data import ImageData, load
 from labelsmooth.training.devices import choose_device
 from labelsmooth.training.loop import Reporter, Stopped, Training
@@ -41,9 +42,11 @@ def train(
     image_size: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    noise: str | Path | None = None,
     device: str = "auto",
     deterministic: bool = False,
     compile: bool | None = None,
+    track: str | None = None,
     out: str | Path = "runs",
     plot: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -51,8 +54,8 @@ def train(
 ) -> Result:
     """Train an image classifier with label smoothing, evaluate it on hard labels, and write a run folder.
 
-    The same seed gives the same split, initial weights, batch order, augmentation and dropout, whatever the smoothing
-    and the method.
+    The same seed gives the same split, label noise, initial weights, batch order, augmentation and dropout, whatever
+    the smoothing and the method.
 
     Args:
         data: see `labelsmooth.training.load`.
@@ -64,9 +67,12 @@ def train(
         image_size: resize to this height and width; None: see `labelsmooth.training.load`.
         image_column: of a table; None: found by its type and name.
         label_column: of a table; None: found by its name.
+        noise: other labels for training, such as ``"symmetric:0.2"``: see `labelsmooth.training.load`.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         deterministic: refuse operations that are not deterministic.
         compile: put the network through `torch.compile`, with CUDA graphs on a GPU; None: on a GPU only.
+        track: hand settings and figures to this tracker of Accelerate's too, such as ``"tensorboard"``, which writes to
+            ``tracking`` in the run's folder; None: to none. One that fails does not end the training.
         out: the parent folder of runs.
         plot: also write the curves to this file (.png, .svg or .pdf).
         reporter: told of what happens; None: nobody.
@@ -77,6 +83,7 @@ def train(
 
     Raises:
         ValueError: an argument out of its range. DataError: the data cannot be used.
+        ModuleNotFoundError: a package that `track` needs is not installed.
         TrainingError: the loss became nan or inf, or the disk is full; what was done is kept.
 
     Example:
@@ -84,42 +91,75 @@ def train(
         >>> result = train("digits", smoothing=0.1, epochs=1, out=getfixture("tmp_path"))
         >>> sorted(path.name for path in result.folder.iterdir())  # doctest: +NORMALIZE_WHITESPACE
         ['checkpoints', 'config.yaml', 'data.json', 'env.json', 'log.txt', 'metrics.csv', 'plots', 'predictions',
-         'summary.json']
+         'report.html', 'summary.json']
     """
-    reporter = reporter or Reporter()
     if plot is not None:
         plots.check_file(Path(plot))
-    if not isinstance(recipe, str | Recipe | None):
-        raise _checks.error("recipe", "be the name of one", repr(recipe))
     if not isinstance(out, str | Path):
         raise _checks.error("out", "be a folder", repr(out))
+    _files.check_parent(Path(out))
+    reporter = reporter or Reporter()
+    settings, images = prepare(
+        data, recipe, reporter=reporter, val_split=val_split, seed=seed, image_size=image_size,
+        image_column=image_column, label_column=label_column, noise=noise, device=device, deterministic=deterministic,
+        compile=compile, track=track, **changes,
+    )  # fmt: skip
+    training = Training(settings, images)
+    return start(training, RunFolder.create(Path(out), images.name), reporter, plot)
+
+
+def prepare(
+    data: str | Path = "digits",
+    recipe: str | Recipe | None = None,
+    *,
+    reporter: Reporter | None = None,
+    val_split: float = 0.1,
+    seed: int = 0,
+    image_size: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    noise: str | Path | None = None,
+    device: str = "auto",
+    deterministic: bool = False,
+    compile: bool | None = None,
+    track: str | None = None,
+    **changes: Any,
+) -> tuple[Settings, ImageData]:
+    """Check the arguments of `train`, read the data, and choose the recipe that suits them; nothing is written."""
+    if not isinstance(recipe, str | Recipe | None):
+        raise _checks.error("recipe", "be the name of one", repr(recipe))
     named = recipes.named(recipe) if isinstance(recipe, str) else recipe
     # A wrong option is found before the data are read; which recipe suits them, only afterwards.
     source = str(data) if isinstance(data, Path) else data
     first = (named or recipes.CLASSIC).changed(**changes)
     settings = Settings(source, first, val_split, seed, image_size, image_column, label_column, device, deterministic,
-        compile,
+        compile, None if noise is None else str(noise), track,
     )  # fmt: skip
     choose_device(device)
-    RunFolder.check_parent(Path(out))
-    images = _load(settings, reporter)
+    if track is not None:
+        tracking.check(track)
+    images = _load(settings, reporter or Reporter())
     chosen = named or recipes.suited(images.image_shape)
     if isinstance(recipe, str) or recipe is None:
         chosen = chosen.for_data(len(images.train), images.image_shape[-1])
-    settings = replace(settings, recipe=chosen.changed(**changes))
-    training = Training(settings, images)
-    folder = RunFolder.create(Path(out), images.name)
+    return replace(settings, data=images.source, recipe=chosen.changed(**changes)), images
+
+
+def start(
+    training: Training, folder: RunFolder, reporter: Reporter | None = None, plot: str | Path | None = None
+) -> Result:
+    """Train from the beginning, in a new folder."""
     try:
-        folder.write_json("data.json", images.describe())
+        folder.write_json("data.json", training.data.describe())
         folder.write_json("env.json", environment(str(training.device), training.precision_reason))
-        folder.write_settings(replace(settings, data=images.source))  # last: with it the folder is a run
+        folder.write_settings(training.settings)  # last: with it the folder is a run
     except BaseException as error:
         shutil.rmtree(folder.path, ignore_errors=True)
         if isinstance(error, OSError):
-            text = f"{error.strerror or error} while writing a run folder in {out}; nothing was trained"
+            text = f"{error.strerror or error} while writing a run folder in {folder.path.parent}; nothing was trained"
             raise TrainingError(text) from error
         raise
-    return _finish(training, folder, reporter, plot)
+    return _finish(training, folder, reporter or Reporter(), plot)
 
 
 def resume(
@@ -153,6 +193,8 @@ def resume(
         settings = replace(settings, recipe=settings.recipe.changed(epochs=epochs))
     elif folder.finished:
         raise _checks.error("resume", "name a run that is not finished, or come with more --epochs", str(run))
+    if settings.track is not None:
+        tracking.check(settings.track)
     images = _load(settings, reporter)
     known, began_in = folder.read_json("data.json"), folder.read_json("env.json")
     if images.digest != known.get("sha256"):
@@ -160,6 +202,8 @@ def resume(
             f"{settings.data} has changed since {run} began (SHA-256 {images.digest[:12]}, then "
             f"{str(known.get('sha256'))[:12]})"
         )
+    if images.noise is not None and images.noise.digest != (known.get("noise") or {}).get("sha256"):
+        raise DataError(f"the labels of --noise {settings.noise} have changed since {run} began")
     folder.sweep()
     training = _restored(folder, settings, images, reporter)
     if epochs is not None:
@@ -187,6 +231,7 @@ def _load(settings: Settings, reporter: Reporter) -> ImageData:
         image_size=settings.image_size,
         image_column=settings.image_column,
         label_column=settings.label_column,
+        noise=settings.noise,
         progress=reporter.data_progress(),
     )
 
@@ -226,12 +271,16 @@ def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter
 
 
 def _finish(training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None) -> Result:
+    if training.settings.track is not None:
+        reporter = tracking.Tracked(training.settings.track, reporter)
+    summary = None
     try:
         reporter.begin(training, folder.path)
         folder.log(f"begin after {training.saved or 'nothing'}")
         with training.global_state(), training.stop, memory.kept():
             training.run(folder, reporter)
-            result = _conclude(training, folder)
+            result = _conclude(training, folder, reporter)
+            summary = result.summary
     except (KeyboardInterrupt, Stopped):
         folder.log(f"interrupted; saved after {training.saved or 'nothing'}")
         raise Interrupted(str(folder.path), training.saved) from None
@@ -244,16 +293,27 @@ def _finish(training: Training, folder: RunFolder, reporter: Reporter, plot: str
             f"{error.strerror or error} while writing {error.filename or folder.path}; the checkpoint after "
             f"{training.saved or 'nothing'} is kept: {hint}, then labelsmooth train --resume {folder.path}"
         ) from error
+    finally:
+        reporter.end(summary)
     if plot is not None:
-        try:
-            plots.save(plots.curves(training.rows, training.recipe.smoothing), Path(plot))
-        except OSError as error:
-            reporter.note(f"the curves could not be written to {plot} ({error.strerror}); they are in {folder.path}")
+        path = Path(plot)
+        _draw(lambda: panels.save(plots.curves(training.rows, training.recipe.smoothing), path), path, folder, reporter)
     return result
 
 
-def _conclude(training: Training, folder: RunFolder) -> Result:
-    """Restore the best weights, predict, evaluate on hard labels, draw and summarise."""
+def _draw(draw: Callable[[], object], path: Path, folder: RunFolder, reporter: Reporter) -> None:
+    """Pictures, without which a run is worth as much."""
+    try:
+        draw()
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        text = f"{path} could not be drawn ({reason})"
+        reporter.note(text)
+        folder.log(text)
+
+
+def _conclude(training: Training, folder: RunFolder, reporter: Reporter) -> Result:
+    """Restore the best weights, predict, evaluate on hard labels, summarise and draw."""
     recipe, data = training.recipe, training.data
     tested = "best" if training.best is not None else "last"
     checkpoints.load_weights(folder.checkpoints / f"{tested}.safetensors", training.model)
@@ -261,9 +321,10 @@ def _conclude(training: Training, folder: RunFolder) -> Result:
         training.predict(data.val).save(folder.predictions_file("val"))
     predictions = training.predict(data.test)
     predictions.save(folder.predictions_file("test"))
+    seen = artefacts.sample(data.clean_train, len(data.test))
+    training.predict(seen).save(folder.predictions_file("train"))
+    artefacts.save_mistakes(data.test, predictions, folder.predictions_file("mistakes"))
     test = evaluate(predictions.logits, predictions.labels, data.classes)
-    plots.save(plots.curves(training.rows, recipe.smoothing), folder.plot_file("curves"))
-    plots.save(plots.confusion(test), folder.plot_file("confusion"))
     summary = {
         "status": "finished",
         "data": data.name,
@@ -271,6 +332,8 @@ def _conclude(training: Training, folder: RunFolder) -> Result:
         "parameters": training.parameters,
         "smoothing": recipe.smoothing,
         "method": recipe.method,
+        "prior": recipe.prior,
+        "noise": None if data.noise is None else data.noise.describe(),
         "entropy_floor": training.floor,
         "seed": training.settings.seed,
         "epochs": len(training.rows),
@@ -283,4 +346,5 @@ def _conclude(training: Training, folder: RunFolder) -> Result:
     }
     folder.write_json("summary.json", summary)
     folder.log(f"finished: test accuracy {test.accuracy:.4f}, test NLL {test.nll:.4f}")
+    _draw(lambda: page.finish(folder.path), folder.path / "report.html", folder, reporter)
     return Result(folder.path, summary, test)

@@ -37,7 +37,7 @@ def survey(
     Raises:
         DataError: see `labelsmooth.training.load`.
     """
-    data = gather(source, 0.0, 0, image_size, image_column, label_column, progress or Progress())
+    data = gather(source, 0.0, 0, image_size, image_column, label_column, None, progress or Progress())
     counts = np.bincount(data.train.labels, minlength=data.num_classes)
     height, width = data.sizes[:, 0], data.sizes[:, 1]
     order = np.argsort(height.astype(np.int64) * width, kind="stable")

@@ -62,6 +62,10 @@ def read(
         for table in tables:
             yield from table.images()
 
+    def other_labels(column: str) -> np.ndarray:
+        rows = [np.flatnonzero(of_table == "train") for of_table in splits]
+        return np.concatenate([t.other_labels(column, own) for t, own in zip(tables, rows, strict=True) if len(own)])
+
     content = cache.digest(
         [file for table in tables for file in (str(table.path), *table.named_files())],
         [f"{split} {table.image}" for split, table in zip(paths, tables, strict=True)],
@@ -74,6 +78,7 @@ def read(
         classes=classes,
         digest=content,
         decode=partial(cache.decoded, items, content),
+        other_labels=other_labels,
     )
 
 
@@ -122,13 +127,34 @@ class _Table:
         columns = [label] if split is None else [label, split]
         labels, splits, self.rows = [], [], 0
         for batch in self._batches(columns):
-            labels.append(self._labels(batch.column(label)))
+            labels.append(self._labels(batch.column(label), label, range(self.rows, self.rows + batch.num_rows)))
             if split is not None:
                 splits.append(self._splits(batch.column(split), split))
             self.rows += batch.num_rows
         self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
         self.splits = np.concatenate(splits) if splits else None
         self.classes = _names(schema, label)
+
+    def other_labels(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """What the column `name` holds for some rows, ``int64[n]`` in ascending order: ids, or names."""
+        self._asked(name, "--noise")
+        labels, start = [], 0
+        for batch in self._batches([name]):
+            first, end = np.searchsorted(rows, [start, start + batch.num_rows])
+            if first < end:
+                wanted = rows[first:end]
+                labels.append(self._labels(batch.column(name).take(pa.array(wanted - start)), name, wanted))
+            start += batch.num_rows
+        ids, own = np.concatenate(labels), _names(self.schema, name)
+        if own is None or ids.dtype.kind == "U":
+            return ids
+        wrong = (ids < 0) | (ids >= len(own))
+        if wrong.any():
+            raise DataError(
+                f"{self.where(rows[wrong.argmax()])} has the label {ids[wrong.argmax()]} in the column {name}, "
+                f"which names {len(own)} classes only"
+            )
+        return np.array(own)[ids]
 
     def where(self, row: int) -> str:
         return f"line {row + 2} of {self.path}" if self.is_csv else f"row {row} of {self.path}"
@@ -185,7 +211,7 @@ class _Table:
 
     def _image_column(self, asked: str | None) -> str:
         if asked is not None:
-            name = self._asked(asked, "image_column")
+            name = self._asked(asked, "--image-column")
             kind = self.schema.field(name).type
             if not (_holds_images(kind) or self._is_text(kind)):
                 raise DataError(f"the column {name} of {self.path} is of {kind}; images are bytes or paths")
@@ -202,7 +228,7 @@ class _Table:
 
     def _label_column(self, asked: str | None) -> str:
         if asked is not None:
-            return self._asked(asked, "label_column")
+            return self._asked(asked, "--label-column")
         names = [field.name for field in self.schema if field.name.lower() in _LABEL_NAMES]
         if not names:
             raise DataError(
@@ -211,9 +237,8 @@ class _Table:
             )
         return min(names, key=lambda name: _rank(name, _LABEL_NAMES))
 
-    def _asked(self, name: str, argument: str) -> str:
+    def _asked(self, name: str, option: str) -> str:
         if name not in self.schema.names:
-            option = "--" + argument.replace("_", "-")
             raise DataError(
                 f"{self.path} has no column {name!r}, which {option} names{nearest(name, self.schema.names)}; "
                 f"its columns: {self._listed()}"
@@ -235,17 +260,18 @@ class _Table:
                 return hint
         return ""
 
-    def _labels(self, column: pa.Array) -> np.ndarray:
+    def _labels(self, column: pa.Array, name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Ids or names; `rows` are their numbers, for an error."""
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if column.null_count:
             row = next(i for i, value in enumerate(column) if not value.is_valid)
-            raise DataError(f"{self.where(self.rows + row)} has no label")
+            raise DataError(f"{self.where(rows[row])} has no label in the column {name}")
         values = column.to_numpy(zero_copy_only=False)
         if _is_text(column.type):
             blank = [i for i, value in enumerate(values) if not value.strip()]
             if blank:
-                raise DataError(f"{self.where(self.rows + blank[0])} has no label")
+                raise DataError(f"{self.where(rows[blank[0]])} has no label in the column {name}")
             return np.array([value.strip() for value in values])
         if pa.types.is_floating(column.type) and np.isfinite(values).all() and (values == np.floor(values)).all():
             values = values.astype(np.int64)
@@ -253,12 +279,11 @@ class _Table:
             bad = 0
             if values.dtype.kind == "f":
                 bad = int(np.argmax(~np.isfinite(values) | (values != np.floor(values))))
-            raise DataError(
-                f"{self.where(self.rows + bad)} has the label {values[bad]}, which is no class id and no name"
-            )
+            raise DataError(f"{self.where(rows[bad])} has the label {values[bad]}, which is no class id and no name")
         if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
-            row = self.rows + int(values.argmax())
-            raise DataError(f"{self.where(row)} has the label {values.max()}, which is no class id")
+            raise DataError(
+                f"{self.where(rows[int(values.argmax())])} has the label {values.max()}, which is no class id"
+            )
         return values.astype(np.int64)
 
     def _splits(self, column: pa.Array, name: str) -> np.ndarray:
