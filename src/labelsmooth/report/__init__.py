@@ -1,1 +1,1 @@
-"""Pictures of a run."""
+"""The report: pictures and one page of a run or of a comparison, from the files in its folder."""

@@ -1,23 +1,38 @@
-"""Figures, drawn with matplotlib's object interface: no global state, no window."""
+"""The pictures of a run."""
 
 from __future__ import annotations
 
 import tempfile
-import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from labelsmooth import _checks, _files
-from labelsmooth.evaluation import Evaluation
+from labelsmooth import _checks
+from labelsmooth.evaluation.calibration import Reliability
+from labelsmooth.report.panels import Panel, dress, end_labels, together
+from labelsmooth.report.theme import BLUE, GREEN, INK, MUTED, PAPER, VERMILLION
 
 FORMATS = (".png", ".svg", ".pdf")
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-_TRAIN, _VAL, _SMOOTHED, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_POINTS = 150  # of a class, in a projection
+_THREE = ((BLUE, "o"), (VERMILLION, "^"), (GREEN, "s"))  # the classes of a projection
+_SHARES = LinearSegmentedColormap.from_list("shares", [to_rgba(BLUE, 0.0), to_rgba(BLUE, 1.0)])  # on any background
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Examples of three classes in a plane: points ``[n, 2]``, labels ``[n]``, the templates' points ``[3, 2]``."""
+
+    title: str
+    points: np.ndarray
+    labels: np.ndarray
+    templates: np.ndarray
 
 
 def check_file(path: Path) -> None:
@@ -38,13 +53,6 @@ def check_file(path: Path) -> None:
         raise _checks.error("plot", "lie in a folder that can be written to", f"{path} ({error.strerror})") from None
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure, whole or not at all."""
-    with _files.replacing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a class name's; a box is drawn
-        figure.savefig(temporary, dpi=150, metadata={"Software": None} if path.suffix.lower() == ".png" else None)
-
-
 def curves(rows: list[dict[str, Any]], smoothing: float) -> Figure:
     """Loss and accuracy by epoch, of training and of validation.
 
@@ -52,62 +60,251 @@ def curves(rows: list[dict[str, Any]], smoothing: float) -> Figure:
         rows: the lines of `metrics.csv`.
         smoothing: ε, which names the smoothed loss.
     """
-    epochs = [row["epoch"] for row in rows]
-    marker = "o" if len(rows) < 16 else None
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, accuracy = figure.subplots(1, 2)
+    return together(curve_panels(rows, smoothing))
 
-    def line(axes: Any, key: str, colour: str, label: str, style: str = "-") -> None:
-        values = [row[key] for row in rows]
-        if any(value is not None for value in values):
-            axes.plot(epochs, values, style, color=colour, label=label, marker=marker, markersize=3.5, linewidth=1.6)
 
+def curve_panels(rows: Sequence[Mapping[str, Any]], smoothing: float) -> list[Panel]:
+    """Loss and accuracy by epoch."""
+    loss = {"train_nll": ("training", BLUE, "--"), "val_nll": ("validation", VERMILLION, "-")}
     if smoothing > 0:
-        line(loss, "train_loss_smoothed", _SMOOTHED, f"training loss, smoothed (ε = {smoothing:g})")
-        floor = rows[-1]["train_loss_floor"]
-        loss.axhline(floor, color=_SMOOTHED, linestyle=":", linewidth=1.2, label=f"its floor H(q′) = {floor:.3f}")
-    line(loss, "train_nll", _TRAIN, "training NLL, hard labels", "--")
-    line(loss, "val_nll", _VAL, "validation NLL, hard labels")
-    loss.set(title="Loss", xlabel="epoch", ylabel="nats")
-    loss.set_ylim(bottom=0)
-    line(accuracy, "train_accuracy", _TRAIN, "training (augmented)", "--")
-    line(accuracy, "val_accuracy", _VAL, "validation")
-    accuracy.set(title="Accuracy", xlabel="epoch")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    for axes in (loss, accuracy):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8.5)
-    return figure
+        loss = {"train_loss_smoothed": (f"training, ε = {smoothing:g}", GREEN, "-")} | loss
+    accuracy = {"train_accuracy": ("training", BLUE, "--"), "val_accuracy": ("validation", VERMILLION, "-")}
+    floor = rows[-1]["train_loss_floor"] if smoothing > 0 else None
+
+    def draw_loss(figure: FigureBase) -> None:
+        axes = figure.subplots()
+        ends = _lines(axes, rows, loss)
+        if floor is not None:
+            axes.axhline(floor, color=GREEN, linestyle=":", linewidth=1.2)
+            ends.append((floor, f"its floor {floor:.3f}", GREEN))
+        axes.set(xlabel="epoch", ylabel="loss, nats")
+        axes.set_ylim(bottom=0)
+        end_labels(axes, ends)
+
+    def draw_accuracy(figure: FigureBase) -> None:
+        axes = figure.subplots()
+        ends = _lines(axes, rows, accuracy)
+        axes.set(xlabel="epoch", ylabel="accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        end_labels(axes, ends)
+
+    return [
+        Panel(
+            "Loss", f"Loss by epoch. {_last(rows, loss, '{:.4f}')}", draw_loss,
+            "NLL on hard labels; the training's on augmented images"
+            + (", and what it minimises: the smoothed loss, which cannot go below its floor." if smoothing else "."),
+        ),
+        Panel(
+            "Accuracy", f"Accuracy by epoch. {_last(rows, accuracy, '{:.2%}')}", draw_accuracy,
+            "Training is counted on augmented images while the weights change, so it may lie below validation.",
+        ),
+    ]  # fmt: skip
 
 
-def confusion(evaluation: Evaluation) -> Figure:
-    """The confusion matrix: each true class's row as shares, with counts where there is room."""
-    counts = evaluation.confusion
+def _lines(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, tuple[str, str, str]]
+) -> list[tuple[float, str, str]]:
+    """Draw columns of `metrics.csv` by epoch, and say where their ends are."""
+    dress(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ends = []
+    for key, (name, colour, style) in lines.items():
+        known = [(row["epoch"], row[key]) for row in rows if row[key] is not None]
+        if known:
+            marker = "o" if len(known) < 16 else None
+            axes.plot(*zip(*known, strict=True), style, color=colour, marker=marker, markersize=3.2, linewidth=1.7)
+            ends.append((known[-1][1], name, colour))
+    axes.margins(x=0.02)
+    return ends
+
+
+def _last(rows: Sequence[Mapping[str, Any]], lines: Mapping[str, tuple[str, str, str]], form: str) -> str:
+    told = [f"{name} {form.format(rows[-1][key])}" for key, (name, *_) in lines.items() if rows[-1][key] is not None]
+    return f"After epoch {rows[-1]['epoch']:g}: {', '.join(told)}."
+
+
+def confusion_panel(counts: np.ndarray, names: Sequence[str], title: str = "Confusion on test") -> Panel:
+    """The confusion matrix, rows are true classes."""
     count = len(counts)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    side = min(14.0, max(5.0, 0.55 * count + 2.2))
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1.0))
-    bar.set_label("share of the true class")
-    axes.set(title=f"Confusion on {evaluation.examples} test examples", xlabel="predicted", ylabel="true")
-    if count <= 40:
-        names = [row.name if len(row.name) <= 20 else row.name[:19] + "…" for row in evaluation.classes]
-        names = [name.replace("$", r"\$") for name in names]
-        axes.set_xticks(
-            range(count),
-            names,
-            rotation=45 if max(map(len, names)) > 2 else 0,
-            ha="right" if max(map(len, names)) > 2 else "center",
+    short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
+    longest = max(map(len, short)) if count <= 40 else 0
+
+    def draw(figure: FigureBase) -> None:
+        axes = figure.subplots()
+        dress(axes, grid="")
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.imshow(
+            np.sqrt(shares), cmap=_SHARES, vmin=0, vmax=1, interpolation="none" if count <= 100 else "antialiased"
         )
-        axes.set_yticks(range(count), names)
-    if count <= 20:
-        for row, column in np.argwhere(counts > 0):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    return figure
+        axes.set(xlabel="predicted", ylabel="true")
+        if longest:
+            turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if longest > 2 else {}
+            axes.set_xticks(range(count), short, **turned)
+            axes.set_yticks(range(count), short)
+            axes.tick_params(length=0, labelcolor=INK)
+        if count <= 20:
+            for row, column in np.argwhere(counts > 0):
+                colour = "#fefefe" if shares[row, column] > 0.6 else INK  # that white stays white on a dark screen
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8.5)
+
+    right = int(np.trace(counts))
+    side = min(12.0, max(3.6, 0.42 * count + 0.075 * longest + 0.8))
+    return Panel(
+        title, f"Confusion matrix of {count} classes: {right} of {counts.sum()} examples are on its diagonal.", draw,
+        "Rows are true classes, columns predictions; the darker, the larger the share of the true class.",
+        width=side, height=side,
+    )  # fmt: skip
+
+
+def reliability_panel(cells: Reliability, ece: float, title: str) -> Panel:
+    """Accuracy by confidence, with the count of each bin below."""
+    filled = cells.counts > 0
+    edges, counts = cells.edges[:-1], cells.counts
+    width = cells.edges[1] - cells.edges[0]
+    confidence, accuracy = cells.confidence[filled], cells.accuracy[filled]
+    low, high = _wilson(accuracy, counts[filled])
+
+    def draw(figure: FigureBase) -> None:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
+        dress(above)
+        above.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1.1)
+        above.bar(edges[filled], accuracy, width, align="edge", color=BLUE, alpha=0.22, edgecolor=PAPER, linewidth=1)
+        above.vlines(confidence, low, high, color=BLUE, linewidth=1.3)
+        above.plot(confidence, accuracy, "o", color=BLUE, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.8)
+        above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+        above.yaxis.set_major_formatter(PercentFormatter(1.0))
+        dress(below, grid="")
+        below.bar(edges, counts, width, align="edge", color=MUTED, alpha=0.45, edgecolor=PAPER, linewidth=1)
+        for edge, number in zip(edges[filled], counts[filled], strict=True):
+            text = str(number) if number < 10_000 else f"{number / 1000:.0f}k"
+            below.text(edge + width / 2, number, text, ha="center", va="bottom", fontsize=7.5, color=INK)
+        below.set(xlabel="confidence", ylabel="count", ylim=(0, 1.3 * counts.max()), yticks=[])
+        below.spines["left"].set_visible(False)
+        below.xaxis.set_major_formatter(PercentFormatter(1.0))
+
+    told = "; ".join(
+        f"{int(n)} at confidence {c:.0%}: {a:.0%}" for n, c, a in zip(counts[filled], confidence, accuracy, strict=True)
+    )
+    return Panel(
+        f"{title}: ECE {ece:.4f}",
+        f"Reliability diagram, {title}, ECE {ece:.4f} with {len(counts)} bins. Accuracy by bin: {told}.",
+        draw, height=4.0,
+    )  # fmt: skip
+
+
+def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95 % interval of a share of `count`."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return middle - half, middle + half
+
+
+def confidence_panel(confidence: np.ndarray, hits: np.ndarray, title: str = "Confidence") -> Panel:
+    """Histograms of the confidence, of right predictions above and of wrong ones below."""
+    parts = (("right", confidence[hits], BLUE), ("wrong", confidence[~hits], VERMILLION))
+
+    def draw(figure: FigureBase) -> None:
+        edges = np.linspace(0, 1, 26)
+        both = figure.subplots(2, 1, sharex=True)
+        for axes, (name, values, colour) in zip(both, parts, strict=True):
+            dress(axes, grid="y")
+            axes.hist(values, edges, color=colour, alpha=0.85, edgecolor=PAPER, linewidth=0.8)
+            axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+            axes.set(ylabel="count", xlim=(0, 1))
+            if not len(values):
+                axes.set_yticks([0])
+            axes.text(
+                0.02, 0.94, f"{name}: {len(values):,}", transform=axes.transAxes, va="top", color=INK, fontsize=10
+            )
+        both[1].set(xlabel="confidence")
+        both[1].xaxis.set_major_formatter(PercentFormatter(1.0))
+
+    told = [f"{len(values)} {name}, median {np.median(values):.1%}" for name, values, _ in parts if len(values)]
+    return Panel(
+        title, f"Histograms of the confidence: {'; '.join(told)}.", draw,
+        "Right predictions above, wrong ones below, each on its own scale. Wrong ones far to the right cost trust.",
+        height=3.6,
+    )  # fmt: skip
+
+
+def risk_coverage_panel(
+    lines: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]], title: str = "Risk and coverage"
+) -> Panel:
+    """The error rate among the most confident, by how many of them are kept.
+
+    Args:
+        lines: name, colour, coverage, risk, and perhaps the risk's standard deviation over seeds.
+        title: of the panel.
+    """
+
+    def draw(figure: FigureBase) -> None:
+        axes = figure.subplots()
+        dress(axes)
+        ends = []
+        for name, colour, coverage, risk, spread in lines:
+            axes.plot(coverage, risk, color=colour, linewidth=1.7)
+            if spread is not None:
+                axes.fill_between(coverage, risk - spread, risk + spread, color=colour, alpha=0.15, linewidth=0)
+            ends.append((float(risk[-1]), name, colour))
+        axes.set(xlabel="coverage", ylabel="risk (error rate)", xlim=(0, 1))
+        axes.set_ylim(bottom=0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0))
+        end_labels(axes, ends)
+
+    told = [
+        f"{name}: risk {np.interp(0.5, coverage, risk):.2%} at half coverage, {risk[-1]:.2%} at full coverage"
+        for name, _, coverage, risk, _ in lines
+    ]
+    return Panel(
+        title, f"Risk-coverage curve. {'; '.join(told)}.", draw,
+        "Keep only the most confident predictions (coverage): how many of those are wrong (risk)? Lower is better.",
+    )  # fmt: skip
+
+
+def projection_panels(splits: Sequence[Projection], names: Sequence[str], classes: Sequence[int]) -> list[Panel]:
+    """The penultimate layer of three classes in the plane through their templates, all splits on one scale.
+
+    Args:
+        splits: what to show.
+        names: of all classes.
+        classes: the three.
+    """
+    corners = np.concatenate([part for each in splits for part in (each.points, each.templates)])
+    middle, reach = (corners.max(axis=0) + corners.min(axis=0)) / 2, 0.58 * np.ptp(corners, axis=0).max()
+    return [_projection_panel(each, names, classes, middle, reach) for each in splits]
+
+
+def _projection_panel(
+    split: Projection, names: Sequence[str], classes: Sequence[int], middle: np.ndarray, reach: float
+) -> Panel:
+    short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
+
+    def draw(figure: FigureBase) -> None:
+        axes = figure.subplots()
+        dress(axes, grid="")
+        axes.spines[:].set_visible(False)
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.set(xlim=middle[0] + [-reach, reach], ylim=middle[1] + [-reach, reach])
+        generator = np.random.default_rng(0)
+        for label, (colour, marker), template in zip(classes, _THREE, split.templates, strict=True):
+            own = split.points[split.labels == label]
+            own = own[np.sort(generator.permutation(len(own))[:_POINTS])]
+            axes.plot(*own.T, marker, color=colour, alpha=0.5, markersize=4.5, markeredgewidth=0)
+            axes.plot(*template, marker, color=colour, markersize=9, markeredgecolor=INK, markeredgewidth=1.2)
+            outwards = 13 * _direction(template - split.templates.mean(axis=0))
+            axes.annotate(short[label], template, tuple(outwards), textcoords="offset points", fontsize=9.5, color=INK,
+                          weight="bold", va="center", ha="left" if outwards[0] >= 0 else "right",
+                          bbox={"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 1.5})  # fmt: skip
+
+    counts = ", ".join(f"{int((split.labels == label).sum())} of {names[label]}" for label in classes)
+    alt = f"Projection of the penultimate layer, {split.title}: {counts}, in the plane through three templates."
+    return Panel(
+        split.title, alt, draw, f"At most {_POINTS} of each class; outlined: its template.", width=4.4, height=4.2
+    )
+
+
+def _direction(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)

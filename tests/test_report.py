@@ -1,0 +1,542 @@
+"""The report: what it says of whole, unfinished and damaged folders, and what a browser makes of it."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import matplotlib.image
+import numpy as np
+import pytest
+import yaml
+
+from labelsmooth._errors import DataError
+from labelsmooth.cli import main
+from labelsmooth.evaluation import Predictions, evaluate
+from labelsmooth.report import panels, plots, run
+from labelsmooth.report.page import comparison_page, finish, run_page
+from tests import chromium
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+NAMES = (HOSTILE, "$x^{2$ & co", 'id="b" url(#c) "d"', "\u202eevil\x07")
+SIZE_LIMIT = 3_000_000
+RUN_HEADINGS = ["Metrics", "Training", "Confidence", "Classes", "Projection", "Worst mistakes", "How to reproduce"]
+PLOTS = {"curves", "reliability", "confidence", "risk_coverage", "confusion", "projection"}
+
+needs_chromium = pytest.mark.skipif(chromium.find() is None, reason="no Chromium on this machine")
+
+
+def predictions(generator, count, num_classes, *, names=None, features=True):
+    """Logits that are right about four times in five, and features that lie around three-dimensional corners."""
+    labels = np.arange(count) % num_classes
+    corners = np.random.default_rng(7).normal(size=(num_classes, 8))
+    near = corners[labels] + generator.normal(scale=0.9, size=(count, 8))
+    logits = (near @ corners.T).astype(np.float32)
+    return Predictions(
+        logits,
+        labels,
+        near.astype(np.float32) if features else None,
+        np.arange(count),
+        None if names is None else tuple(names),
+    )
+
+
+def write_mistakes(folder, test, shape=(8, 8, 1)):
+    predicted = test.logits.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != test.labels)[:30]
+    images = np.random.default_rng(0).integers(0, 256, (len(wrong), *shape), np.uint8)
+    confidence = np.linspace(0.99, 0.4, len(wrong))
+    np.savez(
+        folder / "predictions" / "mistakes.npz", images=images, labels=test.labels[wrong], predicted=predicted[wrong],
+        confidence=confidence, index=wrong,
+    )  # fmt: skip
+
+
+def write_curves(folder, epochs, seed=0, level=0.9):
+    generator = np.random.default_rng(seed)
+    columns = (
+        "epoch", "lr", "smoothing", "train_loss_smoothed", "train_loss_floor", "train_nll", "train_accuracy", "val_nll",
+        "val_accuracy", "seconds", "images_per_second",
+    )  # fmt: skip
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for epoch in range(1, epochs + 1):
+            accuracy = level - 0.5 * 0.5**epoch + generator.normal(scale=0.005)
+            writer.writerow(
+                [epoch, 0.1, 0.1, 0.6 + 1 / epoch, 0.5, 0.3 + 1 / epoch, accuracy - 0.01, 0.4, accuracy, 1.0, 900]
+            )
+
+
+def write_run(folder, *, names=NAMES, epochs=6, finished=True, seed=0, count=400):
+    """A run's folder as `train` leaves it; of hostile names."""
+    (folder / "predictions").mkdir(parents=True)
+    config = {
+        "data": HOSTILE,
+        "recipe": "digits",
+        "epochs": 6.0,
+        "smoothing": 0.1,
+        "method": "loss",
+        "label_column": HOSTILE,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    data = {
+        "name": HOSTILE,
+        "source": HOSTILE,
+        "sha256": "ab" * 32,
+        "classes": list(names),
+        "examples": {"test": count},
+    }
+    (folder / "data.json").write_text(json.dumps(data))
+    (folder / "env.json").write_text(
+        json.dumps({"labelsmooth": "0", "versions": {"numpy": "2", "<b>": "1"}, "git": None})
+    )
+    (folder / "log.txt").write_text(f"begin\nfailed: {HOSTILE} went nan\n")
+    if epochs:
+        write_curves(folder, epochs, seed)
+    if not finished:
+        return folder
+    generator = np.random.default_rng(seed)
+    test = predictions(generator, count, len(names))
+    test.save(folder / "predictions" / "test.npz")
+    predictions(generator, 200, len(names)).save(folder / "predictions" / "val.npz")
+    predictions(generator, 600, len(names)).save(folder / "predictions" / "train.npz")
+    write_mistakes(folder, test)
+    accuracy = float((test.logits.argmax(axis=1) == test.labels).mean())
+    summary = {
+        "model": "small", "data": HOSTILE, "epochs": epochs, "seed": seed, "smoothing": 0.1, "method": "loss",
+        "best": {"epoch": 5, "val_accuracy": 0.9, "val_nll": 0.4}, "test": {"accuracy": accuracy, "nll": 0.5, "examples": count},
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+ARMS = (
+    {"name": "smoothing-0", "label": "ε = 0"},
+    {"name": "smoothing-0.1_method-b", "label": f"ε = 0.1, method {HOSTILE}"},
+)
+
+
+def write_comparison(folder, *, seeds=3, own=True, partial=False, judged=True):
+    """A comparison's folder; without `own` the trials have predictions alone, as from somebody's own function."""
+    folder.mkdir()
+    manifest = {
+        "function": f"m.{HOSTILE}", "labelsmooth": "0", "seeds": seeds, "arms": [{}, {}],
+        "trials": {f"{arm['name']}-{seed}": {"status": "done"} for arm in ARMS for seed in range(seeds)},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"smoothing": [0.0, 0.1], "data": HOSTILE}))
+    for arm in ARMS:
+        for seed in range(seeds):
+            trial = folder / "runs" / f"{arm['name']}-{seed}"
+            if own:
+                write_run(trial, seed=seed)
+            else:
+                (trial / "predictions").mkdir(parents=True)
+                predictions(np.random.default_rng(seed), 400, 4, features=False).save(
+                    trial / "predictions" / "test.npz"
+                )
+    if not judged:
+        return folder
+    lines = [f"{arm['name']},{seed},0.8" for arm in ARMS for seed in range(seeds)]
+    (folder / "results.csv").write_text("\n".join(["arm,seed,temperature", *lines]) + "\n")
+    keys = ("accuracy", "nll", "brier", "ece", "aurc", "nll_scaled", "brier_scaled", "ece_scaled")
+    arms = [
+        {**arm, "options": {"smoothing": 0.1 * k}, "seeds": list(range(seeds)), "val_accuracy": 0.9 + k / 100, "val_nll": 0.3,
+         "temperature": 0.8, "expected_ece": 0.01, "metrics": {key: {"mean": 0.8125, "sd": 0.01} for key in keys}}
+        for k, arm in enumerate(ARMS)
+    ]  # fmt: skip
+    effects = [
+        {"arm": ARMS[1]["name"], "metric": key, "label": key, "unit": "points" if key == "accuracy" else "",
+         "better": "higher" if key == "accuracy" else "lower", "primary": key == "accuracy", "baseline_mean": 0.8125,
+         "arm_mean": 0.8246, "estimate": 0.0121, "low": 0.0034, "high": 0.0208, "level": 0.95, "standard_error": 0.004,
+         "dof": 7.1, "p": 0.01, "p_holm": 0.0213, "permutation_p": None, "margin": 0.005, "verdict": "helps",
+         "seeds_needed": None, "seeds_note": ""}
+        for key in keys
+    ]  # fmt: skip
+    stats = {
+        "answer": f"On {HOSTILE}, smoothing helps.", "notes": ["A note."], "partial": partial, "complete_seeds": seeds,
+        "seeds": seeds + partial, "primary": "accuracy", "baseline": ARMS[0]["name"], "chosen": ARMS[1]["name"],
+        "examples": 400, "classes": list(NAMES) if own else None, "bins": 15, "arms": arms,
+        "effects": effects if seeds > 1 else [],
+        "failed": [{"arm": ARMS[1]["name"], "seed": 3, "error": HOSTILE}] if partial else [], "seconds": 1.0,
+    }  # fmt: skip
+    (folder / "stats.json").write_text(json.dumps(stats))
+    return folder
+
+
+class Page(HTMLParser):
+    """A page's tags, ids, and the text that is read."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags, self.words, self._style = [], [], False
+        self.feed(self.source)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+        self.ids = [values["id"] for _, values in self.tags if "id" in values]
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._style = tag == "style"
+
+    def handle_endtag(self, tag):
+        self._style = False
+
+    def handle_data(self, data):
+        if not self._style:
+            self.words.append(data)
+
+    def all(self, tag):
+        return [values for name, values in self.tags if name == tag]
+
+
+def check_whole(page):
+    """What holds for every report: small, alone, without scripts, its ids its own, its figures described."""
+    assert len(page.source.encode()) < SIZE_LIMIT
+    assert not page.all("script")
+    assert HOSTILE not in page.source
+    for tag, values in page.tags:
+        assert not [name for name in values if name.startswith("on")], tag
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            assert values.get(name, "#").startswith(("#", "data:")), (tag, values)
+        assert "url(http" not in values.get("style", "")
+    assert "@import" not in page.source
+    assert len(page.ids) == len(set(page.ids))
+    referred = re.findall(r'(?:url\(#|href="#)([^")]+)', page.source)
+    referred = [name for name in referred if name != "c"]  # that is in a class's name
+    assert set(referred) <= set(page.ids)
+    for svg in page.all("svg"):
+        assert svg["role"] == "img"
+        assert len(svg["aria-label"]) > 20
+    assert all(image["alt"] for image in page.all("img"))
+    for values in (values for _, values in page.tags if values.get("role") == "region"):
+        assert values["tabindex"] == "0"
+        assert values["aria-label"]
+
+
+def headings(page):
+    return re.findall(r"<h2>(.*?)</h2>", page.source)
+
+
+def test_report_of_a_run(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert finish(folder) == folder / "report.html"
+    page = Page(folder / "report.html")
+    check_whole(page)
+    assert headings(page) == RUN_HEADINGS
+    test = np.load(folder / "predictions" / "test.npz")
+    val = np.load(folder / "predictions" / "val.npz")
+    result = evaluate(test["logits"], test["labels"], validation=(val["logits"], val["labels"]))
+    assert re.search(r"<h1[^>]*>(.*?)</h1>", page.source)[1] == f"Test accuracy {100 * result.accuracy:.2f} %"
+    for number in (f"{result.nll:.4f}", f"T = {result.temperature:.3g}", f"{result.metric('ece').value:.4f}"):
+        assert number in page.text
+    for words in (
+        "labelsmooth train --config config.yaml",
+        "abababab",
+        f"failed: {HOSTILE} went nan",
+        "labelsmooth compare",
+    ):
+        assert words in page.text
+    for name in NAMES[:3]:
+        assert name in page.text
+    assert "\\u202eevil\\x07" in page.text
+    assert len(page.all("svg")) == 9
+    assert len(page.all("img")) == 24
+    assert "true <b>" in page.source
+    assert "99.00 %" in page.text
+    assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS
+    for path in (folder / "plots").iterdir():
+        picture = matplotlib.image.imread(path)
+        assert min(picture.shape[:2]) > 300
+        assert picture[..., :3].std() > 0.02  # something is drawn
+
+
+def test_it_is_the_same_every_time(tmp_path):
+    folder = write_run(tmp_path / "run")
+    first = run_page(folder).read_bytes()
+    assert run_page(folder).read_bytes() == first
+
+
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_a_run_that_stopped_shows_what_is_there(tmp_path, epochs):
+    folder = write_run(tmp_path / "my run", epochs=epochs, finished=False)
+    page = Page(finish(folder))
+    check_whole(page)
+    assert ("3 of 6 epochs are done" if epochs else "no epoch is done") in page.text
+    assert f"labelsmooth train --resume '{folder}'" in page.text
+    assert f"{HOSTILE} went nan" in page.text
+    assert headings(page) == [*(["Training"] if epochs else []), "How to reproduce", "Left out"]
+    assert "not finished" in page.text
+    assert "predictions/test.npz is missing, because the run has not finished" in page.text
+    assert len(page.all("svg")) == (2 if epochs else 0)
+
+
+FIGURES_OF_TEST = PLOTS - {"curves"}
+DAMAGE = {  # file: the figures that go with it, and what is said
+    "predictions/val.npz": (set(), "Temperature scaling: predictions/val.npz "),
+    "predictions/mistakes.npz": (set(), "The pictures of the worst mistakes: predictions/mistakes.npz "),
+    "predictions/train.npz": (set(), "The projection of training examples: predictions/train.npz "),
+    "metrics.csv": ({"curves"}, "The curves: metrics.csv "),
+    "predictions/test.npz": (FIGURES_OF_TEST, "Everything about the test set: predictions/test.npz "),
+    "data.json": (set(), "What the data are: data.json "),
+    "env.json": (set(), "Versions and hardware: env.json "),
+}
+
+
+@pytest.mark.parametrize("damage", [None, b"\xff{[<b>"])
+@pytest.mark.parametrize("name", DAMAGE)
+def test_missing_and_damaged_files_cost_one_line_each(tmp_path, name, damage):
+    folder = write_run(tmp_path / "run")
+    (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
+    content = run.gather(folder)
+    gone, words = DAMAGE[name]
+    assert {figure for figure, drawn in content.panels.items() if drawn} == PLOTS - gone
+    (line,) = content.source.left_out
+    assert line.startswith(words + ("is missing" if damage is None else "cannot be read ("))
+    assert bool(content.mistakes) == (name not in ("predictions/mistakes.npz", "predictions/test.npz"))
+
+
+def test_a_page_of_damaged_files(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for name in DAMAGE:
+        (folder / name).write_bytes(b"\xff{[<b>")
+    page = Page(finish(folder))
+    check_whole(page)
+    assert headings(page) == ["How to reproduce", "Left out"]
+    assert "Test accuracy" in page.text  # as the summary has it
+    assert page.source.partition('id="left-out"')[2].count("<li>") == 4  # nothing more is asked without test
+
+
+def test_predictions_that_cannot_be_evaluated(tmp_path):
+    folder = write_run(tmp_path / "run")
+    test = predictions(np.random.default_rng(0), 40, 4)
+    Predictions(np.full_like(test.logits, np.nan), test.labels).save(folder / "predictions" / "test.npz")
+    page = Page(run_page(folder))
+    assert "Everything about the test set: predictions/test.npz cannot be evaluated (logits must be finite" in page.text
+    assert "Test accuracy" in page.text  # as the summary has it
+
+
+def test_mistakes_that_do_not_fit(tmp_path):
+    folder = write_run(tmp_path / "run")
+    ids = np.array([9])
+    np.savez(folder / "predictions" / "mistakes.npz", images=np.zeros((1, 8, 8, 3), np.uint8), labels=ids, predicted=ids,
+             confidence=np.ones(1), index=ids)  # fmt: skip
+    page = Page(run_page(folder))
+    assert "class ids lie outside 0..3" in page.text
+    assert not page.all("img")
+
+
+def test_two_classes_have_no_projection(tmp_path):
+    page = Page(run_page(write_run(tmp_path / "run", names=("a", "b"))))
+    assert "Projection" not in headings(page)
+    assert "has 2 classes, and a projection needs three" in page.text
+
+
+def test_many_classes_and_large_pictures_stay_small(tmp_path):
+    folder = write_run(tmp_path / "run", names=[f"class number {k}" for k in range(300)], count=3000, epochs=300)
+    test = predictions(np.random.default_rng(0), 3000, 300)
+    write_mistakes(folder, test, (224, 200, 3))
+    page = Page(run_page(folder))
+    check_whole(page)
+    assert len(page.all("img")) == 24
+    assert "class number 299" in page.text
+
+
+def test_report_of_a_comparison(tmp_path):
+    folder = write_comparison(tmp_path / "comparison")
+    page = Page(finish(folder))
+    check_whole(page)
+    assert headings(page) == [
+        "Arms",
+        "Effects",
+        "Curves",
+        "Confidence",
+        "Classes",
+        "Projection",
+        "Worst mistakes",
+        "How to reproduce",
+    ]
+    assert f"On {HOSTILE}, smoothing helps." in page.text
+    assert "A note." in page.text
+    for words in (
+        "81.25 %",
+        "+1.21 points",
+        "+0.34 to +2.08",
+        "+0.0121",
+        "helps",
+        "0.0213",
+        f"ε = 0.1, method {HOSTILE}",
+    ):
+        assert words in page.text
+    told = [svg["aria-label"] for svg in page.all("svg")]
+    assert "95 % interval +0.34 to +2.08: helps" in " ".join(told)
+    assert len(told) == 8 + 2 + 4 + 2 + 1 + 2 + 2
+    assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS | {"effects"}
+
+
+def test_comparison_of_somebodys_own_function(tmp_path):
+    page = Page(comparison_page(write_comparison(tmp_path / "comparison", own=False)))
+    check_whole(page)
+    assert headings(page) == ["Arms", "Effects", "Confidence", "Classes", "How to reproduce", "Left out"]
+    for words in (
+        "no trial has a metrics.csv with validation in it",
+        "holds no features",
+        "predictions/mistakes.npz is missing",
+    ):
+        assert words in page.text
+
+
+def test_comparison_of_one_seed_judges_nothing(tmp_path):
+    page = Page(comparison_page(write_comparison(tmp_path / "comparison", seeds=1)))
+    check_whole(page)
+    assert "Effects" not in headings(page)
+    assert "helps" not in page.text.replace("smoothing helps", "")
+
+
+def test_partial_comparison(tmp_path):
+    folder = write_comparison(tmp_path / "comparison", seeds=2, partial=True)
+    (folder / "runs" / "smoothing-0-1" / "predictions" / "test.npz").write_bytes(b"PK")
+    page = Page(comparison_page(folder))
+    check_whole(page)
+    assert "partial: 2 of 3 seeds" in page.text
+    assert f"labelsmooth compare --resume {folder}" in page.text
+    assert "Failed trials" in page.text
+    assert "ε = 0, seed 1: " in page.text
+
+
+def test_comparison_that_stopped_shows_what_is_there(tmp_path):
+    folder = write_comparison(tmp_path / "comparison", seeds=2, judged=False)
+    page = Page(finish(folder))
+    check_whole(page)
+    assert "4 of 4 trials are done" in page.text
+    assert headings(page) == ["Curves", "How to reproduce", "Left out"]
+
+
+def test_command(tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == f"report  {folder / 'report.html'}"
+    assert (folder / "plots" / "reliability.png").is_file()
+    assert main(["report", str(write_comparison(tmp_path / "comparison", judged=False)), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "comparison" / "report.html")}
+    (tmp_path / "empty").mkdir()
+    for path, words in (
+        (tmp_path / "none", "there is no folder"),
+        (tmp_path / "empty", "neither a run's folder"),
+        (folder / "config.yaml", "is a file; give a folder"),
+    ):
+        assert main(["report", str(path)]) == 3
+        assert words in capsys.readouterr().err
+    with pytest.raises(DataError, match="neither"):
+        finish(tmp_path / "empty")
+
+
+def test_no_torch():
+    code = "import sys, labelsmooth.report.page, labelsmooth.report.plots; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_names_of_lines_are_apart():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.set_ylim(0, 10)
+    panels.end_labels(axes, [(5.0, "a", "k"), (5.1, "b", "k"), (9.0, "c", "k")], gap=0.1)
+    places = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert places == pytest.approx({"a": 0.455, "b": 0.555, "c": 0.9})
+
+
+def test_projection_shows_the_classes_that_are_confused_most():
+    from labelsmooth.report.content import most_confused
+
+    counts = np.diag([50, 50, 50, 50])
+    counts[1, 3], counts[3, 1], counts[0, 3] = 4, 5, 3
+    assert most_confused(counts) == (1, 3, 0)
+
+
+def test_wilson_interval():
+    low, high = plots._wilson(np.array([0.9]), np.array([100]))
+    assert (low[0], high[0]) == pytest.approx((0.8256, 0.9448), abs=1e-4)  # scipy.stats.binomtest(90, 100)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium.Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reports")
+    return {
+        "run": run_page(write_run(folder / "run")),
+        "comparison": comparison_page(write_comparison(folder / "comparison")),
+        "unfinished": run_page(write_run(folder / "unfinished", finished=False)),
+    }
+
+
+DRAWN = """
+[...document.querySelectorAll("svg, img")].map(each => {
+  const box = each.getBoundingClientRect();
+  if (each.tagName === "IMG") return ["img", box.width, box.height, each.complete && each.naturalWidth > 0];
+  const inside = each.getBBox(), whole = each.viewBox.baseVal;
+  return ["svg", box.width, box.height, inside.width > 0.7 * whole.width && inside.height > 0.7 * whole.height];
+})
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("scripts", [True, False])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("kind", ["run", "comparison", "unfinished"])
+def test_a_browser_draws_it(browser, reports, kind, width, scripts):
+    browser.tab(width, scripts=scripts, dark=width == 390)
+    browser.open(reports[kind])
+    drawn = browser.evaluate(DRAWN)
+    assert len(drawn) == {"run": 33, "comparison": 45, "unfinished": 2}[kind]
+    for tag, wide, high, filled in drawn:
+        assert min(wide, high) > 90, tag
+        assert filled, tag
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll, the page does not
+    if kind != "unfinished":
+        assert browser.evaluate("document.body.innerText").count(HOSTILE) > 2
+    methods = {event["method"] for event in browser.events}
+    assert not methods & {
+        "Runtime.consoleAPICalled",
+        "Runtime.exceptionThrown",
+        "Log.entryAdded",
+        "Page.javascriptDialogOpening",
+    }
+    asked = [
+        event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert [url for url in asked if not url.startswith("data:")] == [reports[kind].resolve().as_uri()]
+
+
+@needs_chromium
+def test_keyboard_reaches_every_link_and_scrolled_table(browser, reports):
+    browser.tab()
+    browser.open(reports["run"])
+    reached = []
+    for _ in range(40):
+        for kind in ("keyDown", "keyUp"):
+            browser.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        focus = "document.activeElement.getAttribute('href') || document.activeElement.getAttribute('aria-label')"
+        reached.append(
+            (browser.evaluate(focus), browser.evaluate("getComputedStyle(document.activeElement).outlineStyle"))
+        )
+    names = [name for name, _ in reached]
+    assert names[:3] == ["#content", "#metrics", "#training"]
+    assert {"Metrics", "Most frequent confusions", "Classification report"} <= set(names)
+    assert all(outline == "solid" for name, outline in reached if name)
+
+
+@needs_chromium
+def test_it_can_be_printed(browser, reports):
+    browser.tab(dark=True)
+    browser.open(reports["run"])
+    assert browser.pdf().startswith(b"%PDF")
