@@ -5,12 +5,14 @@ from __future__ import annotations
 from cyclopts import App
 
 from labelsmooth import __version__
+from labelsmooth.cli.compare import compare
 from labelsmooth.cli.data import data
 from labelsmooth.cli.doctor import doctor
 from labelsmooth.cli.evaluate import evaluate
 from labelsmooth.cli.explain import explain
 from labelsmooth.cli.output import console
 from labelsmooth.cli.predict import predict
+from labelsmooth.cli.report import report
 from labelsmooth.cli.train import train
 
 
@@ -25,6 +27,6 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
         help_format="plaintext",  # its default loads a Markdown parser, 60 ms
     )
-    for command in (train, evaluate, predict, data, explain, doctor):
+    for command in (train, compare, evaluate, predict, report, data, explain, doctor):
         app.command(command)
     return app

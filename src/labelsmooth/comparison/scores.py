@@ -1,0 +1,150 @@
+"""What one trial, an arm under a seed, scores on validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from labelsmooth import _checks
+from labelsmooth._errors import DataError
+from labelsmooth.comparison.jackknife import aurc_pseudovalues, ece_pseudovalues
+from labelsmooth.evaluation import Predictions as SplitPredictions
+from labelsmooth.evaluation.calibration import ece, expected_ece
+from labelsmooth.evaluation.rows import Rows, rows
+from labelsmooth.evaluation.selective import aurc
+from labelsmooth.evaluation.temperature import fit_temperature
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """A metric that arms are compared by.
+
+    Attributes:
+        label: in tables.
+        better: ``"higher"`` or ``"lower"``.
+        margin: a difference below it does not matter, unless the user says otherwise.
+    """
+
+    label: str
+    better: str
+    margin: float
+
+
+PRIMARY = "accuracy"
+METRICS = {
+    "accuracy": MetricKind("accuracy", "higher", 0.005),
+    "nll": MetricKind("NLL", "lower", 0.01),
+    "brier": MetricKind("Brier score", "lower", 0.01),
+    "ece": MetricKind(f"ECE, {BINS} bins", "lower", 0.01),
+    "aurc": MetricKind("AURC", "lower", 0.005),
+    "nll_scaled": MetricKind("NLL after temperature scaling", "lower", 0.01),
+    "brier_scaled": MetricKind("Brier score after temperature scaling", "lower", 0.01),
+    "ece_scaled": MetricKind(f"ECE, {BINS} bins, after temperature scaling", "lower", 0.01),
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The figures of a trial.
+
+    Attributes:
+        labels: of the test examples.
+        hits, confidence, scaled_confidence: ``[N]``, on test, the last after temperature scaling.
+        means: per-example values of the metrics that are means over examples, float64 ``[N]`` each.
+        temperature: by the NLL of validation.
+        val_accuracy, val_nll: on validation.
+        expected_ece: on test, under perfect calibration.
+    """
+
+    labels: np.ndarray
+    hits: np.ndarray
+    confidence: np.ndarray
+    scaled_confidence: np.ndarray
+    means: Mapping[str, np.ndarray]
+    temperature: float
+    val_accuracy: float
+    val_nll: float
+    expected_ece: float
+
+    def value(self, metric: str) -> float:
+        if metric in self.means:
+            return float(self.means[metric].mean())
+        if metric == "aurc":
+            return aurc(self.confidence, self.hits)
+        return ece(self._confidence(metric), self.hits, BINS)
+
+    def pseudovalues(self, metric: str) -> np.ndarray:
+        """For each test example, float64 ``[N]``; their mean is the metric, or nearly."""
+        if metric in self.means:
+            return self.means[metric]
+        if metric == "aurc":
+            return aurc_pseudovalues(self.confidence, self.hits)
+        return ece_pseudovalues(self._confidence(metric), self.hits, BINS)
+
+    def _confidence(self, metric: str) -> np.ndarray:
+        return self.scaled_confidence if metric.endswith("_scaled") else self.confidence
+
+
+def score(val: SplitPredictions, test: SplitPredictions, where: str) -> Scores:
+    """The scores of a trial.
+
+    Args:
+        val, test: its predictions.
+        where: the trial, for messages.
+
+    Raises:
+        DataError: nan, shapes that do not fit, validation and test that overlap.
+    """
+    if val.logits.ndim == 2 and test.logits.ndim == 2 and val.logits.shape[1] != test.logits.shape[1]:
+        raise DataError(
+            f"{where}: the logits have {val.logits.shape[1]} classes on validation and {test.logits.shape[1]} on test"
+        )
+    if val.index is not None and test.index is not None:
+        shared = np.intersect1d(val.index, test.index)
+        if len(shared):
+            raise DataError(f"{where}: {len(shared)} examples are both in validation and in test, such as {shared[0]}")
+    elif val.logits.shape == test.logits.shape and np.array_equal(val.logits, test.logits):
+        raise DataError(f"{where}: validation and test have the same logits; ε is chosen on validation, so test others")
+    on_val = _rows(val, f"{where}, validation")
+    plain = _rows(test, f"{where}, test")
+    temperature = fit_temperature(val.logits, val.labels)
+    scaled = rows(test.logits, test.labels, temperature=temperature, bins=BINS)
+    means = {
+        "accuracy": plain.hits.astype(np.float64),
+        "nll": plain.nll,
+        "brier": plain.brier,
+        "nll_scaled": scaled.nll,
+        "brier_scaled": scaled.brier,
+    }
+    return Scores(
+        np.asarray(test.labels), plain.hits, plain.confidence, scaled.confidence, means, temperature,
+        float(on_val.hits.mean()), float(on_val.nll.mean()), expected_ece(plain.confidence, BINS),
+    )  # fmt: skip
+
+
+def _rows(split: SplitPredictions, where: str) -> Rows:
+    try:
+        return rows(split.logits, split.labels, bins=BINS)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def check_margins(margins: Mapping[str, Any] | None) -> dict[str, float]:
+    """The margin of every metric, those given in place of the defaults.
+
+    Raises:
+        ValueError: an unknown metric, or a margin that is no finite number of at least 0.
+    """
+    checked = {name: kind.margin for name, kind in METRICS.items()}
+    for name, value in (margins or {}).items():
+        _checks.one_of(name, "margins", tuple(METRICS))
+        margin = _checks.number(value, f"margin of {name}", "be a number of at least 0")
+        if not 0 <= margin < np.inf:
+            raise _checks.error(f"margin of {name}", "be a number of at least 0", value)
+        checked[name] = margin
+    return checked

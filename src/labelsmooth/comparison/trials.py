@@ -1,0 +1,193 @@
+"""Running trials, one after another or in many processes; each finished one is kept."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from labelsmooth import _checks, _files
+from labelsmooth._errors import DataError
+from labelsmooth.comparison.arms import Arm
+from labelsmooth.evaluation import Predictions as SplitPredictions
+
+BACKENDS = ("loky", "dask")
+_ATTEMPTS = 2
+_ANSWER_SECONDS = 10  # that a cluster's scheduler may take
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a training function returns: what its model says about validation and about test.
+
+    Attributes:
+        val_logits: real ``[V, K]``, unnormalised log-probabilities.
+        val_labels: class ids ``[V]``.
+        test_logits: real ``[N, K]``; the same examples in the same order in every trial.
+        test_labels: class ids ``[N]``.
+    """
+
+    val_logits: Any
+    val_labels: Any
+    test_logits: Any
+    test_labels: Any
+
+
+class TrialFunction(Protocol):
+    """What trains in a folder of its own; it can be sent to other processes."""
+
+    def run(self, folder: Path, arm: Arm, seed: int, reporter: Any) -> None:
+        """Leave `predictions/val.npz` and `predictions/test.npz` in `folder`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FunctionTrials:
+    """Trials of somebody's own training function."""
+
+    function: Callable[..., Any]
+
+    def run(self, folder: Path, arm: Arm, seed: int, reporter: Any) -> None:
+        """Train, check what comes back, and write it."""
+        result = self.function(seed=seed, **arm.as_dict()) if arm.options else self.function(seed, arm.smoothing)
+        val, test = _splits(result)
+        (folder / "predictions").mkdir(parents=True, exist_ok=True)
+        val.save(folder / "predictions" / "val.npz")
+        test.save(folder / "predictions" / "test.npz")
+
+
+def _splits(result: Any) -> tuple[SplitPredictions, SplitPredictions]:
+    names = ("val_logits", "val_labels", "test_logits", "test_labels")
+    if isinstance(result, tuple) and len(result) == len(names):
+        result = Predictions(*result)
+    if not all(hasattr(result, name) for name in names):
+        raise DataError(
+            f"the training function returned a {type(result).__name__}; it must return "
+            f"labelsmooth.comparison.Predictions({', '.join(names)})"
+        )
+    arrays = [np.asarray(getattr(result, name)) for name in names]
+    for name, array in zip(names, arrays, strict=True):
+        if array.dtype.kind not in "fiu":
+            raise DataError(f"the training function returned {name} of dtype {array.dtype}; it must be numbers")
+    return SplitPredictions(arrays[0], arrays[1]), SplitPredictions(arrays[2], arrays[3])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: `error` is empty where it is finished, else what went wrong in its last attempt."""
+
+    arm: Arm
+    seed: int
+    seconds: float = 0.0
+    error: str = ""
+    attempts: int = 1
+
+
+def run_one(trials: TrialFunction, folder: Path, arm: Arm, seed: int, reporter: Any = None) -> Outcome:
+    """One trial; one that fails is tried once more. `trial.json`, written last, says that it is finished."""
+    outcome = Outcome(arm, seed)
+    for attempt in range(1, _ATTEMPTS + 1):
+        began = time.perf_counter()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            trials.run(folder, arm, seed, reporter)
+            seconds = time.perf_counter() - began
+            _files.write_text(folder / "trial.json", f'{{"seconds": {seconds:.3f}}}\n')
+            return Outcome(arm, seed, seconds, "", attempt)
+        except Exception as error:
+            _files.write_text(folder / "error.txt", traceback.format_exc())
+            text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+            outcome = replace(outcome, error=text, attempts=attempt, seconds=time.perf_counter() - began)
+    return outcome
+
+
+def run_all(
+    trials: TrialFunction,
+    plan: Sequence[tuple[Arm, int, Path]],
+    *,
+    jobs: int,
+    backend: str,
+    scheduler: str | None,
+    go_on: Callable[[], bool],
+    reporter: Callable[[Arm, int], Any],
+) -> Iterator[Outcome]:
+    """The outcomes of the planned trials, as they come.
+
+    Args:
+        trials: how to train.
+        plan: arm, seed and folder of each.
+        jobs: how many at once.
+        backend: joblib's, where there is more than one.
+        scheduler: the address of a Dask cluster; None: one is started here.
+        go_on: asked before each trial; once it says no, no more are begun.
+        reporter: makes that of a trial which runs in this process.
+    """  # fmt: skip
+    if jobs == 1 and backend == "loky":
+        for arm, seed, folder in plan:
+            if not go_on():
+                return
+            yield run_one(trials, folder, arm, seed, reporter(arm, seed))
+        return
+    import joblib
+
+    def tasks() -> Iterator[Any]:
+        for arm, seed, folder in plan:
+            if not go_on():
+                return
+            yield joblib.delayed(run_one)(trials, folder, arm, seed)
+
+    with _backend(jobs, backend, scheduler):
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1)  # pyright: ignore[reportArgumentType]
+        yield from parallel(tasks())  # pyright: ignore[reportReturnType]
+
+
+def check_backend(jobs: Any, backend: Any, scheduler: Any) -> int:
+    """The number of jobs.
+
+    Raises:
+        ValueError: an option out of its range. ModuleNotFoundError: Dask is asked for and not there.
+    """
+    _checks.one_of(backend, "backend", BACKENDS)
+    if scheduler is not None and backend != "dask":
+        raise _checks.error("scheduler", "come with the dask backend", repr(scheduler))
+    if backend == "dask":
+        import distributed  # noqa: F401
+    return _checks.class_count(jobs, "jobs")
+
+
+def _backend(jobs: int, backend: str, scheduler: str | None) -> Any:
+    """joblib's context for `backend`; a Dask cluster of one's own listens on this machine only."""
+    import contextlib
+
+    import joblib
+
+    @contextlib.contextmanager
+    def dask() -> Iterator[None]:
+        from distributed import Client, LocalCluster
+
+        with contextlib.ExitStack() as stack:
+            if scheduler is None:
+                address: Any = stack.enter_context(LocalCluster(
+                    n_workers=jobs, threads_per_worker=1, host="127.0.0.1",
+                    dashboard_address=None,  # pyright: ignore[reportArgumentType]
+                ))  # fmt: skip
+            else:
+                address = scheduler
+            try:
+                client = stack.enter_context(Client(address, timeout=_ANSWER_SECONDS))
+            except (OSError, ValueError, TimeoutError) as error:
+                raise DataError(
+                    f"the Dask cluster at {scheduler} does not answer ({error}); see that its scheduler runs, and "
+                    "that the address is the one that it prints"
+                ) from None
+            stack.enter_context(joblib.parallel_config(backend="dask", client=client))
+            yield
+
+    if backend == "dask":
+        return dask()
+    return joblib.parallel_config(backend="loky", inner_max_num_threads=None)

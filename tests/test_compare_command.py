@@ -1,0 +1,143 @@
+"""`labelsmooth compare` on digits: pairing, cost, resuming, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from labelsmooth.cli import main
+
+QUICK = ["--epochs", "1", "--smoothing", "0", "0.1"]
+
+
+def run(capsys, *arguments):
+    code = main(["compare", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("comparison")
+    assert main(["compare", *QUICK, "--seeds", "2", "--out", str(out)]) == 0
+    return out / "digits-compare-001"
+
+
+def test_the_same_seed_is_the_same_training_but_for_the_arm(folder):
+    indices, first_order = {}, {}
+    for name in ("smoothing-0-0", "smoothing-0.1-0", "smoothing-0-1"):
+        run_folder = folder / "runs" / name
+        with np.load(run_folder / "predictions" / "val.npz") as file:
+            indices[name] = file["index"]
+        config = (run_folder / "config.yaml").read_text()
+        first_order[name] = [line for line in config.splitlines() if not line.startswith("smoothing")]
+    assert (indices["smoothing-0-0"] == indices["smoothing-0.1-0"]).all()
+    assert not (indices["smoothing-0-0"] == indices["smoothing-0-1"]).all()
+    assert first_order["smoothing-0-0"] == first_order["smoothing-0.1-0"]
+
+
+def test_the_folder_holds_everything(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "manifest.json", "results.csv", "stats.json", "report.html", "plots", "runs"} <= names
+    stats = json.loads((folder / "stats.json").read_text())
+    assert stats["classes"] == [str(digit) for digit in range(10)]
+    assert stats["answer"].startswith("On digits, ")
+    for run_folder in (folder / "runs").iterdir():
+        assert (run_folder / "summary.json").is_file()
+        with np.load(run_folder / "predictions" / "test.npz") as file:
+            accuracy = float((file["logits"].argmax(1) == file["labels"]).mean())
+        assert json.loads((run_folder / "summary.json").read_text())["test"]["accuracy"] == pytest.approx(accuracy)
+    assert not list(folder.rglob(".*"))
+
+
+def test_more_seeds_by_resuming(folder, capsys):
+    code, out, err = run(capsys, "--resume", folder, "--seeds", 3, "--json")
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["complete_seeds"] == 3
+    assert "2 arms x 3 seeds, 4 of them done; 2 to train" in err
+    again = run(capsys, "--resume", folder, "--json")
+    assert json.loads(again[1])["effects"] == answer["effects"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--smoothing", "0"], "smoothing must name a factor above 0"),
+        (["--smoothing", "1"], "smoothing must be a number in [0, 1)"),
+        (["--seeds", "0"], "seeds must be a whole number of at least 1"),
+        (["--val-split", "0"], "val_split must be above 0"),
+        (["--vary", "dropout"], "vary must be NAME=VALUE"),
+        (["--vary", "dropuot=0,0.5"], "dropuot must be no option at all"),
+        (["--vary", "dropout=0,2"], "dropout must be a number in [0, 1)"),
+        (["--vary", "epochs=1,2", "--epochs", "3"], "--vary epochs and --epochs both say"),
+        (["--margin", "accuracy=x"], "margin must be METRIC=NUMBER"),
+        (["--margin", "acc=.1"], "margins must be one of 'accuracy'"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "scheduler must come with the dask backend"),
+        (["--smothing", "0.1"], "Did you mean"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(tmp_path, capsys, arguments, message):
+    code, _, err = run(capsys, *arguments, "--out", tmp_path)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_data_and_wrong_folders(tmp_path, capsys, folder):
+    assert run(capsys, tmp_path / "nothing", "--out", tmp_path)[0] == 3
+    assert run(capsys, "--resume", tmp_path)[0] == 3
+    code, _, err = run(capsys, "--resume", folder, "--smoothing", "0.3")
+    assert code == 2
+    assert "leave out --smoothing" in err
+
+
+def test_one_seed_cannot_answer(tmp_path, capsys):
+    code, out, _ = run(capsys, *QUICK, "--seeds", 1, "--out", tmp_path)
+    assert code == 0
+    assert "one seed cannot answer" in out
+    assert "One seed cannot answer whether label smoothing helps on digits" in out
+
+
+def test_options_that_vary_and_noise(tmp_path, capsys):
+    arguments = ["--epochs", 1, "-s", 0.1, "--method", "labels", "loss", "--noise", "symmetric:0.4", "--seeds", 1]
+    code, out, _ = run(capsys, *arguments, "--out", tmp_path)
+    assert code == 0
+    assert "ε = 0; ε = 0.1, method labels; ε = 0.1, method loss (ε = 0, the baseline, is added)" in out
+    data = json.loads((tmp_path / "digits-compare-001" / "runs" / "smoothing-0-0" / "data.json").read_text())
+    assert data["noise"]["asked"] == "symmetric:0.4"
+
+
+def test_time_that_is_up_gives_a_partial_answer(tmp_path, capsys):
+    code, out, _ = run(capsys, *QUICK, "--seeds", 200, "--max-time", 10, "--out", tmp_path)
+    assert code == 5
+    assert "Partial: " in out
+    assert "go on with   labelsmooth compare --resume" in out
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path):
+    command = [sys.executable, "-m", "labelsmooth", "compare"]
+    begun = subprocess.Popen(
+        [*command, *QUICK, "--seeds", "30", "--out", "runs"], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/runs/*/trial.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    begun.send_signal(signal.SIGINT)
+    _, err = begun.communicate(timeout=60)
+    assert begun.returncode == 130
+    assert "of 60 trials. Go on with:\n  labelsmooth compare --resume runs/digits-compare-001" in err
+    assert "Traceback" not in err
+    ended = subprocess.run(
+        [*command, "--resume", "runs/digits-compare-001", "--max-time", "20"], cwd=tmp_path, capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 5
+    assert "of them done" in ended.stdout
