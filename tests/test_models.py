@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.ndimage import shift as scipy_shift
 
 from labelsmooth.training import Recipe, load
-from labelsmooth.training.augmentation import Augmentation, continuous, whole_pixels
+from labelsmooth.training.augmentation import Augmentation, continuous, cut_out, whole_pixels
 from labelsmooth.training.data import Split
 from labelsmooth.training.models import Classifier, FastNet, MiniGoogLeNet, SmallNet, build
 from labelsmooth.training.optimizers import Muon, orthogonalised
@@ -171,6 +171,36 @@ def test_whole_pixels_are_numpys_reflection():
 def epoch(recipe, number, n=4000):
     seeded = [torch.Generator().manual_seed(seed) for seed in (10 + number, 7)]
     return Augmentation(recipe, n, number, *seeded, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("size", "share", "side"), [((8, 12), 0.5, 4), ((9, 9), 1 / 3, 3), ((32, 32), 0.01, 0)])
+def test_cutout_blanks_a_square_as_far_as_it_lies_inside(size, share, side):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(200, 3, *size)).astype(np.float32)
+    centres = rng.random((200, 2)).astype(np.float32)
+    result = cut_out(torch.from_numpy(images), torch.from_numpy(centres), share).numpy()
+    expected = images.copy()
+    for image, centre in zip(expected, centres, strict=True):
+        top, left = (int(np.round(c * s - side / 2)) for c, s in zip(centre, size, strict=True))
+        image[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
+    assert (result == expected).all()
+    blanked = (result[:, 0] == 0).sum((1, 2))
+    assert blanked.max() == side**2
+
+
+def test_cutout_is_part_of_the_augmentation_and_keeps_the_other_draws():
+    images = torch.ones(50, 3, 32, 32)
+    rows = torch.arange(50)
+    results = []
+    for cutout in (0.0, 0.25):
+        recipe = Recipe(cutout=cutout, shift=0.1)
+        draws, first = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+        augment = Augmentation(recipe, 50, 0, draws, first, torch.device("cpu"))
+        results.append((augment.shifts, augment.flips, augment(images, rows)))
+    assert (results[0][0] == results[1][0]).all()
+    assert (results[0][1] == results[1][1]).all()
+    assert (results[0][2] > 0.99).all()  # interpolated
+    assert ((results[1][2] == 0).sum((1, 2, 3)) >= 3 * 4 * 4).all()  # at a corner a quarter of the square is left
 
 
 def test_shifts_and_flips_cover_their_range():

@@ -125,8 +125,8 @@ def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
             hint = nearest(name, sorted(known)) or f"; options are {', '.join(sorted(known))}"
             raise DataError(f"{path} has an unknown option {name}{hint}")
     told = fields & set(values)
-    # One made in Python, told in full; older files know no prior.
-    if values.get("recipe") not in (None, *RECIPES) and fields - told <= {"prior"}:
+    # One made in Python, told in full; older files know no prior and no cutout.
+    if values.get("recipe") not in (None, *RECIPES) and fields - told <= {"prior", "cutout"}:
         values["recipe"] = Recipe(name=str(values["recipe"]), **{name: values.pop(name) for name in sorted(told)})
     return {name: value for name, value in values.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""Random shifts and flips of batches, on their device, in one resampling."""
+"""Random shifts and flips of batches, in one resampling, and cutout; on their device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Augmentation:
     """What happens to each training image in one epoch: a function of the seeds and of the image's number alone.
 
     Args:
-        recipe: its `shift`, `shift_by`, `flip` and `alternate` are used.
+        recipe: its `shift`, `shift_by`, `flip`, `alternate` and `cutout` are used.
         examples: how many training images there are.
         epoch: from 0.
         draws: seeded for this epoch.
@@ -32,15 +32,18 @@ class Augmentation:
         else:
             flips = torch.rand(examples, generator=draws) < 0.5
         self.flips = (flips & recipe.flip).to(device)
+        if recipe.cutout:
+            self.centres = torch.rand(examples, 2, generator=draws).to(device)
 
     def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Shifted and flipped images, float ``[n, C, H, W]``; `rows` says which they are."""
-        if self.recipe.shift == 0 and not self.recipe.flip:
-            return images
-        shift = self.recipe.shift
-        if self.recipe.shift_by == "pixels":
-            return whole_pixels(images, self.shifts[rows], self.flips[rows], shift)
-        return continuous(images, self.shifts[rows] * shift, self.flips[rows])
+        """Shifted, flipped and cut images, float ``[n, C, H, W]``; `rows` says which they are."""
+        recipe = self.recipe
+        if recipe.shift or recipe.flip:
+            if recipe.shift_by == "pixels":
+                images = whole_pixels(images, self.shifts[rows], self.flips[rows], recipe.shift)
+            else:
+                images = continuous(images, self.shifts[rows] * recipe.shift, self.flips[rows])
+        return cut_out(images, self.centres[rows], recipe.cutout) if recipe.cutout else images
 
 
 def continuous(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
@@ -92,6 +95,29 @@ def _reflected(draws: Tensor, size: int, shift: float) -> Tensor:
     place = torch.arange(size, device=draws.device) + moved[:, None]
     place = place.abs()
     return torch.where(place >= size, 2 * (size - 1) - place, place)
+
+
+def cut_out(images: Tensor, centres: Tensor, share: float) -> Tensor:
+    """Each image with a square of zeros, the mean of normalised pixels, as far as it lies inside.
+
+    Args:
+        images: ``[N, C, H, W]``.
+        centres: float ``[N, 2]`` in [0, 1), of the squares, as shares of height and width.
+        share: the square's side, as a share of the smaller of height and width.
+
+    Returns:
+        Images of the same shape, dtype and memory format.
+
+    References:
+        DeVries and Taylor 2017, arXiv 1708.04552.
+    """
+    side = round(share * min(images.shape[2:]))
+    inside = []
+    for axis, size in enumerate(images.shape[2:]):
+        first = (centres[:, axis] * size - side / 2).round()
+        place = torch.arange(size, device=images.device)
+        inside.append((place >= first[:, None]) & (place < first[:, None] + side))
+    return images.masked_fill(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0.0)
 
 
 def smaller(images: Tensor, scale: float) -> Tensor:

@@ -43,6 +43,7 @@ class Recipe:
             ones, the edge reflected.
         flip: random horizontal flip.
         alternate: flip each image in every second epoch, instead of at random.
+        cutout: the side of a square that is blanked out somewhere, as a share of the image size, in [0, 1).
         small_share: the share of the steps that see smaller images, in [0, 1).
         small_scale: their height and width, as a share of the full ones, in (0, 1].
         smoothing: ε, in [0, 1).
@@ -72,6 +73,7 @@ class Recipe:
     shift_by: str = "part"
     flip: bool = True
     alternate: bool = False
+    cutout: float = 0.0
     small_share: float = 0.0
     small_scale: float = 0.75
     smoothing: float = 0.1
@@ -86,7 +88,7 @@ class Recipe:
                 raise _checks.error(name, "be a positive number", value)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "batch_size", _checks.class_count(self.batch_size, "batch_size"))
-        for name in ("momentum", "dropout", "shift", "small_share", "smoothing"):
+        for name in ("momentum", "dropout", "shift", "cutout", "small_share", "smoothing"):
             object.__setattr__(self, name, _checks.smoothing(getattr(self, name), name))
         decay = _checks.number(self.weight_decay, "weight_decay", "be a number of at least 0")
         if not (math.isfinite(decay) and decay >= 0):
@@ -165,7 +167,8 @@ DIGITS = Recipe(
 )  # fmt: skip
 FAST = Recipe(
     name="fast", model="fast", epochs=14, batch_size=1000, optimizer="muon", lr=0.24, schedule_every="step",
-    momentum=0.6, dropout=0.0, shift=1 / 16, shift_by="pixels", alternate=True, small_share=0.6,
+    momentum=0.6, dropout=0.0, shift=1 / 16, shift_by="pixels", alternate=True, cutout=0.25,
+    small_share=0.6,
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in (CLASSIC, FAST, DIGITS)}
 
