@@ -31,3 +31,11 @@ def cifar10_copy():
             pytest.fail(f"CI lacks {SHARED_CIFAR10}")
         pytest.skip(f"the CIFAR-10 copy is not at {SHARED_CIFAR10}")
     return SHARED_CIFAR10
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No pictures, which take longer than a small training, and a report in name; tests/test_report.py has real ones."""
+    from labelsmooth.report import page
+
+    monkeypatch.setattr(page, "finish", lambda folder: (folder / "report.html").write_text("undrawn"))

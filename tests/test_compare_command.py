@@ -73,6 +73,12 @@ def test_more_seeds_by_resuming(folder, capsys):
         (["--seeds", "0"], "seeds must be a whole number of at least 1"),
         (["--val-split", "0"], "val_split must be above 0"),
         (["--vary", "dropout"], "vary must be NAME=VALUE"),
+        (["--vary", "lr=[1,2"], "vary must be NAME=VALUE"),
+        (["--vary", "dropout=.1,.2", "dropout=.3"], "vary must name an option once"),
+        (["--method", "labels", "loss", "--vary", "method=loss"], "--vary method and --method both say"),
+        (["--margin", "ece=.1", "ece=.2"], "margin must name a metric once"),
+        (["--batch-size", "5000"], "batch_size must be at most"),
+        (["--scheduler", "tcp://127.0.0.1:1", "--backend", "dask", "--jobs", "2"], "jobs must be left out"),
         (["--vary", "dropuot=0,0.5"], "dropuot must be no option at all"),
         (["--vary", "dropout=0,2"], "dropout must be a number in [0, 1)"),
         (["--vary", "epochs=1,2", "--epochs", "3"], "--vary epochs and --epochs both say"),
@@ -121,6 +127,14 @@ def test_time_that_is_up_gives_a_partial_answer(tmp_path, capsys):
     assert "go on with   labelsmooth compare --resume" in out
 
 
+def test_numbers_in_any_spelling_and_schedules_with_commas():
+    from labelsmooth.cli.compare import _varied
+
+    assert _varied(["lr=1e-3,0.01", 'schedule=[cosine, "step:factor=.5,every=10"]', "flip=true,false"]) == {
+        "lr": [0.001, 0.01], "schedule": ["cosine", "step:factor=.5,every=10"], "flip": [True, False],
+    }  # fmt: skip
+
+
 def test_an_interrupted_comparison_goes_on(tmp_path):
     command = [sys.executable, "-m", "labelsmooth", "compare"]
     begun = subprocess.Popen(
@@ -136,8 +150,45 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     assert "of 60 trials. Go on with:\n  labelsmooth compare --resume runs/digits-compare-001" in err
     assert "Traceback" not in err
     ended = subprocess.run(
-        [*command, "--resume", "runs/digits-compare-001", "--max-time", "20"], cwd=tmp_path, capture_output=True,
+        [*command, "--resume", "runs/digits-compare-001", "--max-time", "6"], cwd=tmp_path, capture_output=True,
         text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ended.returncode == 5
     assert "of them done" in ended.stdout
+
+
+def test_killed_in_a_trial_and_gone_on_with_from_elsewhere(tmp_path):
+    """Paths with spaces, relative to another folder; the noise too."""
+    from sklearn.datasets import load_digits
+
+    here, there = tmp_path / "one place", tmp_path / "another"
+    here.mkdir()
+    there.mkdir()
+    images, labels = load_digits(return_X_y=True)
+    images, labels = (images[:400] * 15).astype(np.uint8).reshape(-1, 8, 8), labels[:400]
+    np.savez(here / "my digits.npz", images=images, labels=labels)
+    (here / "others.txt").write_text("\n".join(str((label + 1) % 10) for label in labels))
+    command = [sys.executable, "-m", "labelsmooth", "compare"]
+    arguments = ["my digits.npz", "--noise", "others.txt", "--epochs", "12", "-s", "0", "0.1", "--seeds", "2"]
+    begun = subprocess.Popen([*command, *arguments, "--out", "my runs"], cwd=here, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(here.glob("my runs/*/runs/*/checkpoints/last.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    begun.kill()
+    begun.wait(timeout=60)
+    folder = here / "my runs" / "my-digits-compare-001"
+    ended = subprocess.run(
+        [*command, "--resume", os.path.relpath(folder, there), "--json"], cwd=there, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "resuming" in ended.stderr
+    assert json.loads(ended.stdout)["complete_seeds"] == 2
+    data = json.loads((folder / "runs" / "smoothing-0-1" / "data.json").read_text())
+    assert data["noise"]["changed"] == data["noise"]["of"]  # every label is another one
+    (here / "others.txt").write_text("0\n" * 400)
+    refused = subprocess.run(
+        [*command, "--resume", str(folder), "--seeds", "3"], cwd=there, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 3
+    assert "noise_sha256 was" in refused.stderr

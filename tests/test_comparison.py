@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.comparison import Predictions, Watcher, compare
 from labelsmooth.comparison.arms import Arm, grid
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def toy(seed, smoothing, gain=0.0, examples=2000, classes=4):
@@ -107,7 +110,7 @@ def test_a_missing_baseline_is_added_and_said(tmp_path):
 
 
 def test_arms_are_every_combination():
-    arms, added = grid([0, 0.1], {"method": ["labels", "loss"], "dropout": [0.0, 0.5]})
+    arms, added = grid([0, 0.1], {"method": ["labels", "loss"], "dropout": [0.0, 0.5]}, only_smoothed=["method"])
     assert not added
     assert arms[0] == Arm(0.0, (("dropout", 0.0),))
     assert len(arms) == 2 + 4  # the method says nothing where nothing is smoothed
@@ -246,7 +249,7 @@ def test_more_seeds_may_be_asked_for(tmp_path):
     ("change", "message"),
     [
         ({"smoothing": [0, 0.2]}, r"arms was \[smoothing 0.0, smoothing 0.1\] and is \[smoothing 0.0, smoothing 0.2\]"),
-        ({"margins": {"nll": 0.5}}, "margins was .* nll 0.01 .* and is .* nll 0.5"),
+        ({"margins": {"nll": 0.5}}, "margin of nll was 0.01 and is 0.5"),
         ({"seeds": 1}, "seeds were 2 and are 1"),
         ({"name": "others"}, "name was data and is others"),
         ({"train_fn": toy}, "function was .*helpful and is .*toy"),
@@ -325,7 +328,7 @@ def with_nan(logits):
     ],
 )
 def test_predictions_that_cannot_be_used(tmp_path, train, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(TrainingError, match=message):
         compare(train, [0, 0.1], seeds=2, out=tmp_path)
 
 
@@ -334,7 +337,7 @@ def test_validation_is_not_the_test_set(tmp_path):
         good = toy(seed, smoothing)
         return good.test_logits, good.test_labels, good.test_logits, good.test_labels
 
-    with pytest.raises(DataError, match="validation and test have the same logits"):
+    with pytest.raises(TrainingError, match="validation and test have the same logits"):
         compare(train, [0, 0.1], seeds=2, out=tmp_path)
 
 
@@ -343,8 +346,116 @@ def test_the_test_set_is_one_for_all(tmp_path):
         good = toy(seed, smoothing)
         return good.val_logits, good.val_labels, good.test_logits, np.roll(good.test_labels, seed)
 
-    with pytest.raises(DataError, match="ε = 0 with seed 1 was tested on other examples than ε = 0 with seed 0"):
-        compare(train, [0, 0.1], seeds=2, out=tmp_path)
+    result = compare(train, [0, 0.1], seeds=3, out=tmp_path)
+    assert result.analysis.seeds == (0,)
+    assert [(each.arm.smoothing, each.seed) for each in result.failed] == [(0, 1), (0.1, 1), (0, 2), (0.1, 2)]
+    assert "tested on other examples or classes than ε = 0 with seed 0" in result.failed[0].error
+    assert not (result.folder / "runs" / "smoothing-0-1" / "trial.json").exists()
+
+
+def test_one_bad_trial_spoils_no_other(tmp_path):
+    bad = changed("test_logits", with_nan)
+
+    def train(seed, smoothing):
+        return bad(seed, smoothing) if (seed, smoothing) == (1, 0.1) else toy(seed, smoothing)
+
+    result = compare(train, [0, 0.1], seeds=3, out=tmp_path)
+    assert result.partial
+    assert result.analysis.seeds == (0, 2)
+    assert "nan in row 5" in result.failed[0].error
+    mended = compare(toy_like(train), [0, 0.1], seeds=3, resume=result.folder)
+    assert mended.analysis.seeds == (0, 1, 2)
+    assert not (result.folder / "runs" / "smoothing-0.1-1" / "error.txt").exists()
+
+
+def test_an_arm_that_always_fails_is_left_out(tmp_path):
+    def train(seed, smoothing):
+        if smoothing == 0.2:
+            raise RuntimeError
+        return helpful(seed, smoothing)
+
+    result = compare(train, [0, 0.1, 0.2], seeds=3, out=tmp_path)
+    assert result.partial
+    assert result.analysis.effect(Arm(0.1)).verdict == "helps"
+    assert result.analysis.notes[0] == "ε = 0.2 is left out: all its trials failed."
+    assert {each.error for each in result.failed} == {"RuntimeError: "}
+
+
+def test_if_a_whole_seed_fails_no_more_are_begun(tmp_path):
+    calls = []
+
+    def train(seed, smoothing):
+        calls.append(seed)
+        raise ValueError
+
+    with pytest.raises(TrainingError, match="every trial failed; the first with: ValueError"):
+        compare(train, [0, 0.1], seeds=50, out=tmp_path)
+    assert set(calls) == {0}
+
+
+def test_the_order_of_factors_does_not_matter_for_going_on(tmp_path):
+    first = compare(toy, [0.2, 0.1], seeds=2, out=tmp_path)
+    assert not compare(toy, [0.2, 0.1], seeds=2, resume=first.folder).partial
+    manifest = json.loads((first.folder / "manifest.json").read_text())
+    assert manifest["smoothing"] == [0.2, 0.1]
+    assert len(manifest["trials"]) == 6
+
+
+def test_numpy_scalars_are_options_and_lists_are_not(tmp_path):
+    def train(seed, smoothing, depth):
+        assert type(depth) is int
+        return toy(seed, smoothing)
+
+    compare(train, np.array([0, 0.1]), seeds=1, options={"depth": np.array([1, 2])}, out=tmp_path)
+    with pytest.raises(ValueError, match="depth must be strings, numbers, booleans or None"):
+        compare(train, [0, 0.1], options={"depth": [[1], [2]]}, out=tmp_path)
+
+
+def test_infinite_losses_are_refused_with_their_row(tmp_path):
+    def minus_inf(logits):
+        logits = logits.copy()
+        logits[7] = [-np.inf, -np.inf, -np.inf, 0]
+        return logits
+
+    train = changed("test_labels", lambda y: np.where(np.arange(len(y)) == 7, 0, y))
+
+    def both(seed, smoothing):
+        good = train(seed, smoothing)
+        return good.val_logits, good.val_labels, minus_inf(good.test_logits), good.test_labels
+
+    with pytest.raises(TrainingError, match="the label's logit is -inf in row 7, so the NLL is infinite; clip"):
+        compare(both, [0, 0.1], seeds=1, out=tmp_path)
+
+
+def test_two_at_once_in_one_folder_are_refused(tmp_path):
+    folder = compare(toy, [0, 0.1], seeds=1, out=tmp_path).folder
+
+    def again(seed, smoothing):
+        with pytest.raises(DataError, match="another labelsmooth is at work"):
+            compare(toy_like(again), [0, 0.1], seeds=1, resume=folder)
+        return toy(seed, smoothing)
+
+    again.__module__, again.__qualname__ = toy.__module__, toy.__qualname__
+    compare(again, [0, 0.1], seeds=2, resume=folder)
+
+
+def vanishing(seed, smoothing):
+    if seed == 1:
+        os._exit(1)
+    return toy(seed, smoothing)
+
+
+def test_a_process_that_dies_leaves_the_rest(tmp_path):
+    notes = []
+
+    class Notes(Watcher):
+        def note(self, text):
+            notes.append(text)
+
+    result = compare(vanishing, [0, 0.1], seeds=3, jobs=2, out=tmp_path, watcher=Notes())
+    assert result.partial
+    assert result.analysis.seeds == (0,)
+    assert "a process ended in the middle of a trial" in notes[0]
 
 
 @pytest.mark.parametrize("returned", [None, 3, (1, 2), {"val_logits": 1}])
@@ -384,7 +495,7 @@ def test_a_cluster_that_does_not_answer(tmp_path, monkeypatch):
 def test_eight_seeds_bring_a_permutation_test(tmp_path):
     result = compare(helpful, [0, 0.1], seeds=8, out=tmp_path)
     assert result.analysis.effect(Arm(0.1)).permutation_p == pytest.approx(2 / 256)
-    assert not any("permutation" in note for note in result.analysis.notes)
+    assert any("Sign-flip permutation test" in note and "p = 0.007812" in note for note in result.analysis.notes)
     fewer = compare(helpful, [0, 0.1], seeds=5, out=tmp_path)
     assert fewer.analysis.effect(Arm(0.1)).permutation_p is None
     assert any("its smallest p is 0.0625" in note for note in fewer.analysis.notes)

@@ -1,6 +1,8 @@
 """Metrics against scikit-learn, which is used nowhere in them, and predictions files."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from labelsmooth.evaluation import (
     load_predictions,
     mce,
     project,
+    wilson,
 )
 from labelsmooth.evaluation.rows import rows, rows_at
 
@@ -118,6 +121,55 @@ def test_predictions_files(tmp_path, predictions):
         load_predictions(path)
     with pytest.raises(DataError, match=r"there is no file"):
         load_predictions(tmp_path / "gone.npz")
+
+
+def test_predictions_files_that_are_odd(tmp_path, predictions):
+    logits, labels = predictions
+    path, folder = tmp_path / "p.npz", tmp_path / "arrays"
+    names = np.array(["a", "ß", "c", "d", "e", "f"])
+    np.savez(path, logits=logits, labels=labels, classes=np.char.encode(names, "utf-8"), features=logits, other=labels)
+    assert load_predictions(str(path)).classes == tuple(names.tolist())
+    few = load_predictions(path, only=["classes"])
+    assert (few.classes, few.features) == (tuple(names.tolist()), None)
+    with pytest.raises(ValueError, match="only must be one of 'logits', .*; got 'other'"):
+        load_predictions(path, only=["other"])
+    for index in (np.arange(300.0), np.arange(299), np.arange(300)[:, None]):
+        np.savez(path, logits=logits, labels=labels, index=index)
+        with pytest.raises(
+            DataError, match="the array index of .* should be a whole number for each row of the logits"
+        ):
+            load_predictions(path)
+        assert load_predictions(path, only=()).index is None
+    np.savez(path, logits=logits, labels=labels, classes=np.array([b"\xff"] * 6))
+    with pytest.raises(DataError, match="the array classes of .* is not UTF-8"):
+        load_predictions(path)
+    folder.mkdir()
+    np.save(folder / "labels.npy", labels)
+    path.rename(folder / "logits.npy")
+    with pytest.raises(DataError, match=r"logits.npy is no readable .npy file \(it is an .npz file\)"):
+        load_predictions(folder)
+    np.save(folder / "classes.npy", names)
+    (folder / "logits.npy").rename(folder / "classes.npy")
+    np.save(folder / "logits.npy", logits)
+    with pytest.raises(DataError, match=r"classes.npy is no readable .npy file \(it is an .npz file\)"):
+        load_predictions(folder)
+    assert load_predictions(str(folder), only=["index"]).classes is None
+
+
+def test_mutated_files_are_damaged_and_never_a_crash(tmp_path, predictions):
+    rng, path = np.random.default_rng(0), tmp_path / "p.npz"
+    (tmp_path / "f").mkdir()
+    array = io.BytesIO()
+    np.save(array, predictions[0])
+    for _ in range(300):
+        content = bytearray(array.getvalue())
+        content[rng.integers(10, 100)] = rng.choice(list(b"'(){}[],:#\\\n 09\"\xff"))
+        (tmp_path / "f/logits.npy").write_bytes(content)
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("logits.npy", content)
+        for place in (path, tmp_path / "f"):
+            with pytest.raises(DataError):  # it lacks labels at best
+                load_predictions(place)
 
 
 # One pass over the logits.
@@ -405,9 +457,83 @@ def test_errors_of_intervals():
     for values in ([], [np.inf], [[1.0]]):
         with pytest.raises(ValueError, match=r"values must be finite numbers of shape \[N\]"):
             bootstrap_mean(values)
+    for draws in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=r"draws must be a whole number of at least 1; got"):
+            bootstrap_mean([1.0], draws=draws)
     for level in (0, 1, np.nan):
         with pytest.raises(ValueError, match=r"level must be a number in \(0, 1\); got"):
             bootstrap_mean([1.0], level=level)
+
+
+def test_a_share_of_all_or_none_has_an_interval_all_the_same():
+    logits = np.eye(7)[np.arange(40) % 7] * 3
+    result = evaluate(logits, np.arange(40) % 7)
+    z2 = 1.959964**2
+    for key in ("accuracy", "top5"):  # Wilson's at a share of 1 is n / (n + z²) to 1
+        assert result.metric(key).interval == (pytest.approx(40 / (40 + z2), rel=1e-6), 1.0)
+    none = evaluate(logits, (np.arange(40) + 1) % 7)
+    assert none.metric("accuracy").interval == (0.0, pytest.approx(z2 / (40 + z2), rel=1e-6))
+    assert 0 < none.metric("top5").interval[0] < none.metric("top5").value
+    low, high = wilson(np.array([0.9, 0.25]), np.array([100, 8]))
+    for share, n, ends in zip((0.9, 0.25), (100, 8), np.stack([low, high], 1), strict=True):
+        for end in ends:  # where the normal approximation with the end's own variance just reaches the share
+            assert abs(share - end) == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / n), rel=1e-6)
+
+
+# Many classes, and other extremes.
+
+
+def test_many_classes_have_no_confusion_matrix(predictions, monkeypatch):
+    whole = evaluate(*predictions)
+    monkeypatch.setattr("labelsmooth.evaluation.metrics.MOST_CONFUSED", 5)
+    result = evaluate(*predictions)
+    assert result.confusion is None
+    assert result.as_dict()["confusion"] is None
+    assert result.classes == whole.classes
+    assert result.report() == whole.report()
+
+
+def test_what_is_held_at_once_is_bounded(monkeypatch):
+    monkeypatch.setattr(_blocks, "_cores", lambda: 2)
+    held, most = [], 0
+
+    def work(blocks, size):
+        held.append(sum(at.stop - at.start for at in blocks))
+        return held[-1]
+
+    for entries, spans in ((1, 64), (1 << 21, 8), (1 << 30, 1)):
+        held.clear()
+        taken = 0
+        for part in _blocks.over_blocks((64 * 1024, 200), work, entries):
+            taken += 1
+            most = max(most, len(held) - taken) if spans == 8 else most
+            assert part == 64 * 1024 // spans
+        assert (taken, len(held)) == (spans, spans)
+    assert most <= 2
+
+
+def test_a_bad_row_has_its_number_in_a_long_file_too():
+    logits = np.zeros((45_000, 2))
+    logits[30_000, 1] = np.nan
+    with pytest.raises(ValueError, match="got nan in row 30000$"):
+        fit_temperature(logits, np.zeros(45_000, int))
+
+
+def test_bins_are_a_whole_number_of_at_most_1000(predictions):
+    assert evaluate(*predictions, bins=15.0).metrics == evaluate(*predictions).metrics
+    for call in (lambda bins: evaluate(*predictions, bins=bins), lambda bins: rows(*predictions, bins=bins)):
+        with pytest.raises(ValueError, match="bins must be at most 1000; got 1001"):
+            call(1001)
+        with pytest.raises(ValueError, match="bins must be a whole number of at least 1; got 1.5"):
+            call(1.5)
+
+
+def test_differences_that_overflow_are_probabilities_of_0():
+    logits = np.array([[1e308, -1e308], [-1e308, 1e308], [0.0, 1.0]])
+    result = evaluate(logits, [0, 1, 1], validation=(logits, [0, 1, 0]))
+    assert result.metric("accuracy").value == 1
+    assert result.nll == pytest.approx(np.log1p(np.exp(-1)) / 3)
+    assert evaluate(logits, [1, 1, 1]).nll == np.inf
 
 
 # The penultimate layer.
@@ -568,6 +694,9 @@ def test_the_command(folder, predictions, tmp_path, capsys):
     assert json.loads(call(test, "--json")[1])["temperature"] is None
     assert json.loads(call(test, "--validation", val, "--json")[1])["temperature"] == expected.temperature
 
+    expected_val = json.loads(call(test, "--validation", folder, "--json")[1])["temperature"]
+    assert expected_val == expected.temperature  # the folder's val split, not its test split
+
     run = tmp_path / "run"
     (run / "predictions").mkdir(parents=True)
     test.rename(run / "predictions" / "test.npz")
@@ -577,13 +706,26 @@ def test_the_command(folder, predictions, tmp_path, capsys):
     assert json.loads(call(run, "--split", "val", "--json")[1])["temperature"] is None
 
     test, val = run / "predictions" / "test.npz", run / "predictions" / "val.npz"
+    assert json.loads(call(test, "--validation", run, "--json")[1])["temperature"] == expected.temperature
+    (tmp_path / "bare").mkdir()
+    for name in ("logits", "labels"):
+        np.save(tmp_path / "bare" / f"{name}.npy", np.load(folder / f"{name}.npy"))
     Predictions(logits[:, :4], labels % 4).save(tmp_path / "other.npz")
     for arguments, code, message in (
         (
             (test, "--validation", test),
             3,
+            "--validation must be other predictions than those that are tested; got",
+        ),
+        ((run, "--split", "val", "--validation", run), 3, "--validation must be other predictions than those"),
+        ((folder, "--split", "val", "--validation", folder), 3, "--validation must be other predictions than those"),
+        (
+            (folder, "--validation", test),
+            3,
             "validation must share no example with the tested predictions; got 200 in both",
         ),
+        ((folder, "--validation", tmp_path / "bare"), 3, "has no val_logits.npy, and so no predictions for val"),
+        ((test, "--bins", "1001"), 2, "bins must be at most 1000; got 1001"),
         (
             (test, "--validation", tmp_path / "other.npz"),
             3,

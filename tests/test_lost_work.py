@@ -20,7 +20,10 @@ from safetensors.torch import load_file
 from labelsmooth._errors import Interrupted, TrainingError
 from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, resume, train
 from labelsmooth.training.loop import Training
+from labelsmooth.training.run import RunFolder
 from tests.test_training import table
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 TINY = CLASSIC.changed(model="small", lr=0.01, epochs=3, batch_size=128)  # dropout, shifts and flips too
 
@@ -105,6 +108,33 @@ def test_more_epochs_replan_the_rest(tmp_path):
     assert yaml.safe_load((longer.folder / "config.yaml").read_text())["epochs"] == 4
     with pytest.raises(ValueError, match="resume must name a run that is not finished, or come with more --epochs"):
         resume(first.folder)
+
+
+def test_figures_of_earlier_weights_go_when_a_run_goes_on(tmp_path, monkeypatch):
+    first = train("digits", recipe=DIGITS, epochs=1, out=tmp_path)
+    assert (first.folder / "predictions/test.npz").is_file()
+    with monkeypatch.context() as patched:
+        At(patched, signal.SIGINT, 30)
+        with pytest.raises(Interrupted):
+            resume(first.folder, epochs=3)
+    left = {path.name for path in first.folder.rglob("*") if path.is_file()}
+    assert not left & {"test.npz", "val.npz", "train.npz", "mistakes.npz", "report.html", "curves.png", "summary.json"}
+    assert {"best.safetensors", "last.safetensors", "config.yaml", "metrics.csv"} <= left
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_the_pictures_are_drawn_leaves_a_finished_run(times, tmp_path, monkeypatch):
+    def drawn(folder):
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("labelsmooth.report.page.finish", drawn)
+    result = train("digits", recipe=DIGITS, epochs=1, out=tmp_path, reporter=(reporter := Notes()))
+    assert result.interrupted
+    assert result.summary["status"] == "finished"
+    told = f"the run is finished, its pictures are not: labelsmooth report {result.folder} draws them"
+    assert reporter.notes == [told] * (times - 1)
+    assert "interrupted" not in (result.folder / "log.txt").read_text()
 
 
 def test_more_epochs_in_the_middle_of_a_fraction(tmp_path, monkeypatch):
@@ -224,7 +254,7 @@ def _whole(folder):
 def _again(folder):
     torch.set_num_threads(1)
     runs = sorted(folder.iterdir()) if folder.is_dir() else []
-    if runs and (runs[-1] / "summary.json").is_file():
+    if runs and RunFolder(runs[-1]).finished:
         return
     if runs and (runs[-1] / "config.yaml").is_file():
         resume(runs[-1])
@@ -282,17 +312,17 @@ def test_200_runs_killed_at_random_moments_end_bitwise_equal(tmp_path):
 
 
 def test_out_of_memory_says_which_batch_fits(tmp_path, monkeypatch):
-    original = Training._gradients
+    original = Training.gradients
 
     def gradients(training, rows, *args):
         if len(rows) > 20:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(training, rows, *args)
 
-    monkeypatch.setattr(Training, "_gradients", gradients)
+    monkeypatch.setattr(Training, "gradients", gradients)
     with pytest.raises(TrainingError, match=r"too small for a batch of 128; 16 would fit: --batch-size 16"):
         train("digits", recipe=TINY, out=tmp_path)
-    monkeypatch.setattr(Training, "_gradients", original)
+    monkeypatch.setattr(Training, "gradients", original)
     predict = Training.predict
 
     def too_small(training, split):
@@ -307,7 +337,7 @@ def test_out_of_memory_says_which_batch_fits(tmp_path, monkeypatch):
         ):
             train("digits", recipe=TINY, out=tmp_path / "val")
     assert resume(tmp_path / "val/digits-001").summary["epochs"] == 3
-    monkeypatch.setattr(Training, "_gradients", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    monkeypatch.setattr(Training, "gradients", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(TrainingError, match=r"too small for a single image; try --image-size"):
         train("digits", recipe=TINY, out=tmp_path)
 
@@ -325,6 +355,29 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, monkeypat
         train("digits", recipe=TINY, out=tmp_path, reporter=Break())
     resumed = resume(tmp_path / "digits-001")
     assert same(resumed.folder, train("digits", recipe=TINY, out=tmp_path / "whole").folder)
+
+
+def test_validation_that_is_not_finite_is_never_the_best(tmp_path, monkeypatch):
+    original, calls = Training.train_epoch, []
+
+    def train_epoch(training, epoch, reporter):
+        row = original(training, epoch, reporter)
+        calls.append(epoch)
+        if len(calls) == 2:
+            with torch.no_grad():
+                training.model.network.head.weight.fill_(float("nan"))
+        return row
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "train_epoch", train_epoch)
+        with pytest.raises(TrainingError, match=r"validation gives logits of nan after epoch 2, at learning rate 0.00666667; the checkpoint after 1 epoch is kept; try a lower --lr"):  # fmt: skip
+            train("digits", recipe=TINY, out=tmp_path)
+    whole = train("digits", recipe=TINY, out=tmp_path / "whole")
+    assert same(resume(tmp_path / "digits-001").folder, whole.folder)
+    calls.clear()
+    monkeypatch.setattr(Training, "train_epoch", train_epoch)
+    with pytest.raises(TrainingError, match=r"the last checkpoint cannot be tested \(logits must be finite .* got nan"):
+        train("digits", recipe=TINY, epochs=2, val_split=0, out=tmp_path)
 
 
 def test_env_json_names_the_commit_that_the_run_was_made_in(tmp_path, monkeypatch):

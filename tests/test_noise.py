@@ -21,6 +21,8 @@ from labelsmooth.training.run import RunFolder, Settings
 from labelsmooth.training.survey import survey
 from tests.test_data import pictures, png
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CLASSES = ("ant", "bee", "cow")
 QUICK = {"recipe": DIGITS.changed(epochs=0.3, batch_size=128)}
 

@@ -8,6 +8,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -268,6 +270,8 @@ def test_a_folder_larger_than_the_memory_that_is_used(tmp_path):
     code = """
 import resource, sys
 from labelsmooth.training import load
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 load("digits")  # what is imported on the way
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = load(sys.argv[1], image_size=128)
@@ -400,6 +404,7 @@ def test_csv_that_is_wrong(tmp_path):
         ("path,label,split", [f"{row},{'train' if i else 'trian'}" for i, row in enumerate(good)], {}, r"line 2 of .* has the split 'trian'; it must be one of train, val, test"),
         ("path,label", [*good, "1.png"], {}, r"(is no readable CSV file|is damaged after row) .*"),
         ("path,label", [], {}, r"the train split of .* is empty"),
+        ("path,label,split", [f"{row},test" for row in good], {"noise": "column:path"}, r"a.csv has no training example, but test only"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=message):
             load(csv(tmp_path / "a.csv", header, rows), **options)
@@ -483,3 +488,14 @@ def test_leaks_duplicates_and_contradictions(tmp_path):
     assert found["contradictions"] == 3  # the two copies in training and the one in test
     assert found["imbalance"] == pytest.approx(1.0)
     assert found["sizes"] == {"smallest": [9, 9], "median": [9, 9], "largest": [9, 9], "different": 1}
+
+
+def test_float_labels_too_large_for_ids(tmp_path):
+    pixels = np.zeros((4, 5, 5), np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.array([0.0, 1.0, 1e30, 0.0]))
+    with pytest.raises(DataError, match=r"neither class ids nor names; the first is 1e\+30, at position 2"):
+        load(tmp_path / "a.npz")
+    images = pa.array([png(x) for x in pictures(4)])
+    pq.write_table(pa.table({"image": images, "label": [0.0, 1.0, -1e30, 0.0]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 2 of .* has the label -1e\+30, which is no class id"):
+        load(tmp_path / "a.parquet")

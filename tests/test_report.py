@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib.image
@@ -16,7 +17,7 @@ from labelsmooth._errors import DataError
 from labelsmooth.cli import main
 from labelsmooth.evaluation import Predictions, evaluate
 from labelsmooth.report import panels, plots, run
-from labelsmooth.report.page import comparison_page, finish, run_page
+from labelsmooth.report.page import finish
 from tests import chromium
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -28,7 +29,7 @@ PLOTS = {"curves", "reliability", "confidence", "risk_coverage", "confusion", "p
 needs_chromium = pytest.mark.skipif(chromium.find() is None, reason="no Chromium on this machine")
 
 
-def predictions(generator, count, num_classes, *, names=None, features=True):
+def predictions(generator, count, num_classes, *, names=None, features=True, first=0):
     """Logits that are right about four times in five, and features that lie around three-dimensional corners."""
     labels = np.arange(count) % num_classes
     corners = np.random.default_rng(7).normal(size=(num_classes, 8))
@@ -38,7 +39,7 @@ def predictions(generator, count, num_classes, *, names=None, features=True):
         logits,
         labels,
         near.astype(np.float32) if features else None,
-        np.arange(count),
+        first + np.arange(count),
         None if names is None else tuple(names),
     )
 
@@ -101,7 +102,7 @@ def write_run(folder, *, names=NAMES, epochs=6, finished=True, seed=0, count=400
     generator = np.random.default_rng(seed)
     test = predictions(generator, count, len(names))
     test.save(folder / "predictions" / "test.npz")
-    predictions(generator, 200, len(names)).save(folder / "predictions" / "val.npz")
+    predictions(generator, 200, len(names), first=count).save(folder / "predictions" / "val.npz")
     predictions(generator, 600, len(names)).save(folder / "predictions" / "train.npz")
     write_mistakes(folder, test)
     accuracy = float((test.logits.argmax(axis=1) == test.labels).mean())
@@ -123,7 +124,7 @@ def write_comparison(folder, *, seeds=3, own=True, partial=False, judged=True):
     """A comparison's folder; without `own` the trials have predictions alone, as from somebody's own function."""
     folder.mkdir()
     manifest = {
-        "function": f"m.{HOSTILE}", "labelsmooth": "0", "seeds": seeds, "arms": [{}, {}],
+        "format": 1, "function": f"m.{HOSTILE}", "labelsmooth": "0", "seeds": seeds, "arms": [{}, {}],
         "trials": {f"{arm['name']}-{seed}": {"status": "done"} for arm in ARMS for seed in range(seeds)},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -256,8 +257,8 @@ def test_report_of_a_run(tmp_path):
 
 def test_it_is_the_same_every_time(tmp_path):
     folder = write_run(tmp_path / "run")
-    first = run_page(folder).read_bytes()
-    assert run_page(folder).read_bytes() == first
+    first = finish(folder).read_bytes()
+    assert finish(folder).read_bytes() == first
 
 
 @pytest.mark.parametrize("epochs", [0, 3])
@@ -314,7 +315,7 @@ def test_predictions_that_cannot_be_evaluated(tmp_path):
     folder = write_run(tmp_path / "run")
     test = predictions(np.random.default_rng(0), 40, 4)
     Predictions(np.full_like(test.logits, np.nan), test.labels).save(folder / "predictions" / "test.npz")
-    page = Page(run_page(folder))
+    page = Page(finish(folder))
     assert "Everything about the test set: predictions/test.npz cannot be evaluated (logits must be finite" in page.text
     assert "Test accuracy" in page.text  # as the summary has it
 
@@ -324,13 +325,13 @@ def test_mistakes_that_do_not_fit(tmp_path):
     ids = np.array([9])
     np.savez(folder / "predictions" / "mistakes.npz", images=np.zeros((1, 8, 8, 3), np.uint8), labels=ids, predicted=ids,
              confidence=np.ones(1), index=ids)  # fmt: skip
-    page = Page(run_page(folder))
+    page = Page(finish(folder))
     assert "class ids lie outside 0..3" in page.text
     assert not page.all("img")
 
 
 def test_two_classes_have_no_projection(tmp_path):
-    page = Page(run_page(write_run(tmp_path / "run", names=("a", "b"))))
+    page = Page(finish(write_run(tmp_path / "run", names=("a", "b"))))
     assert "Projection" not in headings(page)
     assert "has 2 classes, and a projection needs three" in page.text
 
@@ -339,7 +340,7 @@ def test_many_classes_and_large_pictures_stay_small(tmp_path):
     folder = write_run(tmp_path / "run", names=[f"class number {k}" for k in range(300)], count=3000, epochs=300)
     test = predictions(np.random.default_rng(0), 3000, 300)
     write_mistakes(folder, test, (224, 200, 3))
-    page = Page(run_page(folder))
+    page = Page(finish(folder))
     check_whole(page)
     assert len(page.all("img")) == 24
     assert "class number 299" in page.text
@@ -378,7 +379,7 @@ def test_report_of_a_comparison(tmp_path):
 
 
 def test_comparison_of_somebodys_own_function(tmp_path):
-    page = Page(comparison_page(write_comparison(tmp_path / "comparison", own=False)))
+    page = Page(finish(write_comparison(tmp_path / "comparison", own=False)))
     check_whole(page)
     assert headings(page) == ["Arms", "Effects", "Confidence", "Classes", "How to reproduce", "Left out"]
     for words in (
@@ -390,7 +391,7 @@ def test_comparison_of_somebodys_own_function(tmp_path):
 
 
 def test_comparison_of_one_seed_judges_nothing(tmp_path):
-    page = Page(comparison_page(write_comparison(tmp_path / "comparison", seeds=1)))
+    page = Page(finish(write_comparison(tmp_path / "comparison", seeds=1)))
     check_whole(page)
     assert "Effects" not in headings(page)
     assert "helps" not in page.text.replace("smoothing helps", "")
@@ -399,7 +400,7 @@ def test_comparison_of_one_seed_judges_nothing(tmp_path):
 def test_partial_comparison(tmp_path):
     folder = write_comparison(tmp_path / "comparison", seeds=2, partial=True)
     (folder / "runs" / "smoothing-0-1" / "predictions" / "test.npz").write_bytes(b"PK")
-    page = Page(comparison_page(folder))
+    page = Page(finish(folder))
     check_whole(page)
     assert "partial: 2 of 3 seeds" in page.text
     assert f"labelsmooth compare --resume {folder}" in page.text
@@ -411,7 +412,8 @@ def test_comparison_that_stopped_shows_what_is_there(tmp_path):
     folder = write_comparison(tmp_path / "comparison", seeds=2, judged=False)
     page = Page(finish(folder))
     check_whole(page)
-    assert "4 of 4 trials are done" in page.text
+    assert "The comparison has not ended: 4 of 4 trials are done" in page.text
+    assert "no seed is finished" not in page.text
     assert headings(page) == ["Curves", "How to reproduce", "Left out"]
 
 
@@ -432,6 +434,199 @@ def test_command(tmp_path, capsys):
         assert words in capsys.readouterr().err
     with pytest.raises(DataError, match="neither"):
         finish(tmp_path / "empty")
+
+
+ODD = {  # file: what it holds instead, and what is said
+    "summary.json": ('{"accuracy": 0.9}', "The summary: summary.json holds something else (see model)"),
+    "data.json": ('{"classes": [1, 2, 3, 4]}', "What the data are: data.json holds something else (see classes)"),
+    "data.json ": ('{"classes": 4, "sha256": 5}', "What the data are: data.json holds something else (see sha256)"),
+    "data.json  ": ('{"examples": [1]}', "What the data are: data.json holds something else (see examples)"),
+    "data.json   ": ('{"classes": ["a"]}', "Its class names: data.json names 1 classes, where the logits have 4"),
+    "env.json": ("[" * 100_000, "Versions and hardware: env.json cannot be read (it is nested too deeply"),
+    "config.yaml": ("recipe: &a [*a]", "The settings: config.yaml cannot be read (it is nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_files_that_hold_something_else_cost_one_line_each(tmp_path, name):
+    folder = write_run(tmp_path / "run")
+    text, words = ODD[name]
+    (folder / name.strip()).write_text(text)
+    page = Page(finish(folder))
+    check_whole(page)
+    assert words in page.text
+    assert page.source.partition('id="left-out"')[2].count("<li>") == 1
+    assert len(page.all("svg")) == 9
+
+
+def test_curves_with_holes(tmp_path):
+    folder = write_run(tmp_path / "run")
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    lines[2] = "," + lines[2].partition(",")[2]
+    best = lines[4].split(",")
+    best[7:9] = ["nan", "0.9999"]
+    (folder / "metrics.csv").write_text("\n".join([*lines[:4], ",".join(best), *lines[5:]]))
+    page = Page(finish(folder))
+    assert "Some of the curves: metrics.csv has 1 rows without epoch" in page.text
+    assert "The best validation accuracy is" in page.text
+    assert "The best validation accuracy is 99.99 %" not in page.text
+
+
+def test_arrays_that_hold_something_else(tmp_path):
+    folder = write_run(tmp_path / "run")
+    test = predictions(np.random.default_rng(0), 400, 4)
+    nan = np.full((4, 8), np.nan)
+    replace(test, templates=nan).save(folder / "predictions" / "test.npz")
+    with (folder / "predictions" / "mistakes.npz").open("wb") as file:
+        np.save(file, np.arange(3))
+    page = Page(finish(folder))
+    check_whole(page)
+    assert "predictions/test.npz cannot be projected (features and templates must be finite)" in page.text
+    assert "predictions/mistakes.npz cannot be read (it is a single array)" in page.text
+    ids = np.arange(2)
+    np.savez(folder / "predictions" / "mistakes.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=ids, predicted=ids,
+             confidence=np.array(["a", "b"]), index=ids)  # fmt: skip
+    assert "confidence holds something else than numbers" in Page(finish(folder)).text
+
+
+def test_features_that_cannot_be_used_cost_only_what_needs_them(tmp_path):
+    folder = write_run(tmp_path / "run")
+    test = predictions(np.random.default_rng(0), 400, 4)
+    test.features[3, 1] = np.nan
+    test.save(folder / "predictions" / "test.npz")
+    page = Page(finish(folder))
+    assert (
+        "Class separation: predictions/test.npz holds features that cannot be used (features must be finite"
+        in page.text
+    )
+    assert "Metrics" in headings(page)
+    assert "class separation" not in page.source.partition('id="left-out"')[0]
+
+
+def test_validation_that_does_not_fit_is_not_used(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for val, words in (
+        (predictions(np.random.default_rng(0), 200, 3, first=400), "it has 3 classes, and test has 4"),
+        (predictions(np.random.default_rng(0), 200, 4, first=399), "share no example with the tested predictions"),
+    ):
+        val.save(folder / "predictions" / "val.npz")
+        page = Page(finish(folder))
+        assert "Temperature scaling: predictions/val.npz cannot be used (" in page.text
+        assert words in page.text
+        assert "Metrics" in headings(page)
+        assert "After temperature scaling" not in page.text
+
+
+def test_a_panel_that_cannot_be_drawn_is_left_out(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError("no font")
+
+    monkeypatch.setattr(plots, "_wilson", fail)
+    drawn = plots.risk_coverage_panel
+    monkeypatch.setattr(plots, "risk_coverage_panel", lambda *given: replace(drawn(*given), draw=fail))
+    page = Page(finish(write_run(tmp_path / "run")))
+    check_whole(page)
+    assert "Reliability: what the files hold cannot be shown (ZeroDivisionError: no font)." in page.text
+    assert "The picture Risk and coverage: what the files hold cannot be shown" in page.text
+    assert len(page.all("svg")) == 9 - 3
+
+
+def test_projections_have_one_plane(tmp_path):
+    from labelsmooth.report.content import projected
+    from labelsmooth.report.sources import Source
+
+    generator = np.random.default_rng(0)
+    train, test = predictions(generator, 600, 4), predictions(generator, 400, 4)
+    splits = [("Training", "train", train), ("Test", "test", test)]
+    seen = []
+
+    def keep(shown, names, classes):
+        seen.extend(shown)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("labelsmooth.report.content.projection_panels", keep)
+        _, plane = projected(Source(tmp_path), splits, list("abcd"), np.eye(4, dtype=int))
+    assert plane == "mean features"
+    np.testing.assert_array_equal(seen[0].corners, seen[1].corners)
+    page = Page(finish(write_run(tmp_path / "run")))
+    assert "in the plane through their mean features." in page.text
+    assert page.text.count("outlined: its mean over the train examples, as there are no templates.") == 2
+    for split, each in (("train", train), ("test", test)):
+        whole = replace(each, templates=np.random.default_rng(1).normal(size=(4, 8)))
+        whole.save(tmp_path / "run" / "predictions" / f"{split}.npz")
+    page = Page(finish(tmp_path / "run"))
+    assert "in the plane through their templates (the last layer's rows)." in page.text
+    assert "outlined: its template." in page.text
+
+
+def test_a_matplotlibrc_changes_nothing(tmp_path):
+    plain = finish(write_run(tmp_path / "run")).read_bytes()
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "lines.linewidth": 9}):
+        assert finish(tmp_path / "run").read_bytes() == plain
+
+
+def test_large_confusion_is_summed_up():
+    from labelsmooth.report.svg import inline
+
+    counts = np.random.default_rng(0).integers(0, 5, (1000, 1000))
+    panel = plots.confusion_panel(counts, [str(k) for k in range(1000)])
+    assert "A cell stands for 4 × 4 neighbouring classes." in panel.note
+    assert len(inline(panel, "f1")) < 500_000
+    np.testing.assert_array_equal(plots._summed(np.arange(9).reshape(3, 3), 2), [[8, 7], [13, 8]])
+
+
+def test_bands_of_arms_without_curves():
+    from labelsmooth.report.arms import band_panel
+
+    assert band_panel([("a", []), ("b", [{1: 0.5}, {2: 0.6}])], "t", "y") is None
+    panel = band_panel([("a", []), ("b", [{1: 0.5, 2: 0.7}, {2: 0.6}])], "t", "y")
+    assert panel.alt.endswith("At the end: b 0.6500.")
+    panels.alone(panel)
+
+
+def test_a_comparison_with_infinite_figures(tmp_path):
+    folder = write_comparison(tmp_path / "comparison")
+    stats = json.loads((folder / "stats.json").read_text())
+    stats["arms"][1] |= {"val_nll": np.inf, "temperature": np.nan}
+    stats["effects"][0] |= {"low": -np.inf, "p_holm": np.nan, "margin": np.inf}
+    stats["classes"] = None
+    (folder / "stats.json").write_text(json.dumps(stats))
+    page = Page(finish(folder))
+    check_whole(page)
+    assert "– to +2.08" in page.text
+    assert "class ids lie outside" not in page.text
+    (folder / "stats.json").write_text('{"answer": "yes", "effects": [1]}')
+    page = Page(finish(folder))
+    assert "Verdicts and figures: stats.json holds something else (see effects)" in page.text
+
+
+def test_reports_of_others_stay(tmp_path, capsys):
+    for name, text in (("config.yaml", "theme: dark"), ("manifest.json", '{"name": "app"}')):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(text)
+        (folder / "report.html").write_text("mine")
+        assert main(["report", str(folder)]) == 3
+        assert "neither a run's folder" in capsys.readouterr().err
+        assert (folder / "report.html").read_text() == "mine"
+
+
+def test_printable():
+    from labelsmooth._text import printable
+
+    kept = "caf\u00e9 \u00a0 \u0645\u06cc\u200c\u062e \U0001f468\u200d\U0001f469 \u65e5"
+    assert printable(kept) == kept
+    assert printable("a\n\x1b\x85\u2028\u202e\u2066\ud800\udce9") == r"a\n\x1b\x85\u2028\u202e\u2066\ud800\xe9"
+
+
+def test_the_console_prints_text_as_it_is(capsys):
+    from labelsmooth.cli import _fail
+    from labelsmooth.cli.output import console
+
+    console(False).print(":cat:\x1b[31m\nb", markup=False)
+    assert _fail("a\x1b[31m\nb", 3, False) == 3
+    assert capsys.readouterr() == (":cat:\\x1b[31m\nb\n", "labelsmooth: a\\x1b[31m\nb\n")
 
 
 def test_no_torch():
@@ -473,9 +668,9 @@ def browser(tmp_path_factory):
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     return {
-        "run": run_page(write_run(folder / "run")),
-        "comparison": comparison_page(write_comparison(folder / "comparison")),
-        "unfinished": run_page(write_run(folder / "unfinished", finished=False)),
+        "run": finish(write_run(folder / "run")),
+        "comparison": finish(write_comparison(folder / "comparison")),
+        "unfinished": finish(write_run(folder / "unfinished", finished=False)),
     }
 
 
@@ -540,3 +735,6 @@ def test_it_can_be_printed(browser, reports):
     browser.tab(dark=True)
     browser.open(reports["run"])
     assert browser.pdf().startswith(b"%PDF")
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    seen = '[...document.querySelectorAll("details table, details pre")].map(each => each.checkVisibility({contentVisibilityAuto: true}))'
+    assert browser.evaluate(seen) == [True] * 4  # closed ones too

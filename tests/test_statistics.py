@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from labelsmooth.comparison import jackknife, statistics
+from labelsmooth.evaluation.selective import aurc
 
 SIMULATIONS = 2000
 SLACK = 3 * np.sqrt(0.05 * 0.95 / SIMULATIONS)  # of a rate of 5 %
@@ -57,7 +58,15 @@ def test_arms_that_are_alike_are_seldom_told_apart(make, examples, seeds):
     assert rates["covered"] >= 0.95 - SLACK
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_a_t_test_over_seeds_alone_is_wrong_where_examples_are_uncertain():
+    wrong = [
+        stats.ttest_1samp(uncertain(np.random.default_rng(number), 5, 360).mean(axis=1), 0.0).pvalue < 0.05
+        for number in range(500)
+    ]
+    assert np.mean(wrong) > 0.35
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize("shares", [(0.01, 0.01, 0.0), (0.01, 0.005, 0.0), (0.01, 0.01, 0.01), (0.003, 0.01, 0.01)])
 def test_intervals_hold_the_truth_whatever_makes_the_noise(shares, seeds):
     rates = simulate(mixed, seeds, 360, *shares)
@@ -166,6 +175,9 @@ def test_seeds_needed():
     assert statistics.power(difference, needed - 1, 0.005, 0.95) < 0.8
     examples_alone = statistics.Difference(0.01, 1e-3, 300.0, 3, 360, 0.0, 0.36, 0.0)
     assert statistics.seeds_needed(examples_alone, 0.005, 0.95) is None
+    many = statistics.Difference(0.0, 4e-2, 2.0, 3, 10_000, 0.12, 0.0, 0.0)
+    assert statistics.seeds_needed(many, 0.005, 0.95) == statistics.MOST_SEEDS
+    assert statistics.seeds_needed(statistics.mean_difference(np.zeros((3, 9))), 0.0, 0.95) is None
 
 
 def test_sign_flips():
@@ -189,16 +201,14 @@ def ece(confidence, hits, bins):
     return total / len(hits)
 
 
-def aurc(score, hits):
-    """Straight from the definition, without ties."""
-    errors = ~hits[np.argsort(-score)]
-    return (np.cumsum(errors) / np.arange(1, len(hits) + 1)).mean()
-
-
 @pytest.mark.parametrize("metric", ["ece", "aurc"])
-def test_pseudovalues_are_those_of_leaving_each_example_out(metric):
+@pytest.mark.parametrize("values", [0, 1, 2, 6])
+def test_pseudovalues_are_those_of_leaving_each_example_out(metric, values):
+    """With as many different confidences as there are examples (0), or so few."""
     rng = np.random.default_rng(7)
     confidence = rng.uniform(0.2, 1.0, 60)
+    if values:
+        confidence = rng.choice(confidence[:values], 60)
     hits = rng.random(60) < confidence
     if metric == "ece":
         value, pseudo = lambda c, h: ece(c, h, 15), jackknife.ece_pseudovalues(confidence, hits, 15)

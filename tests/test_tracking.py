@@ -135,6 +135,19 @@ def test_a_tracker_that_fails_is_told_of_once_and_left_alone(wandb, moment, tmp_
     )
     assert reporter.notes == [f"wandb tracks no more ({error}); the training goes on without it"]
     assert len(calls) == (moment != "import")
+    assert (wandb.told[-1:] == [("finish",)]) == (moment in ("config", "log"))  # what it was told before is not lost
+
+
+def test_a_tracked_run_goes_on_where_the_tracker_is_not_installed(wandb, tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        train("digits", TINY, track="wandb", out=tmp_path, reporter=StopAt(1))
+    wandb.told.clear()
+    monkeypatch.setattr(accelerate_tracking, "_available_trackers", [])
+    reporter = Notes()
+    result = resume(tmp_path / "digits-001", epochs=2, reporter=reporter)
+    assert reporter.notes[0] == "wandb tracks no more (--track wandb needs wandb); the training goes on without it"
+    assert (result.summary["epochs"], wandb.told) == (2, [])
+    assert "track: wandb\n" in (tmp_path / "digits-001/config.yaml").read_text()
 
 
 def test_an_unknown_tracker_and_a_missing_package_are_known_before_training(tmp_path, monkeypatch, capsys):
@@ -185,6 +198,8 @@ def test_without_a_tracker_nothing_of_it_is_imported(tmp_path):
     code = """
 import sys
 from labelsmooth.cli import main
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 assert main(["train", "--epochs", "0.1"]) == 0
 print(sorted({"accelerate", "tensorboard", "tensorflow", "wandb"} & set(sys.modules)), file=sys.stderr)
 """

@@ -15,3 +15,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, folder: str, saved: str, command: str = "train") -> None:
         super().__init__(f"interrupted after {saved or 'nothing'}; the run is in {folder}")
         self.folder, self.saved, self.command = folder, saved, command
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.folder, self.saved, self.command)

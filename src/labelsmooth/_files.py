@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from pathlib import Path
 from labelsmooth import _checks
 
 # What NumPy raises while it reads an .npz file that is damaged, cut off, or none at all.
-NPZ_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+NPZ_DAMAGE = (
+    OSError, ValueError, EOFError, TypeError, RuntimeError, SyntaxError, OverflowError, MemoryError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @contextmanager

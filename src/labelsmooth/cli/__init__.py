@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from labelsmooth._errors import DataError, Interrupted, TrainingError
+from labelsmooth._text import printable_lines
 
 _EXTRA = "pip install 'labelsmooth[train]'"
 _EXTRAS = {"accelerate": "track", "tensorboard": "track", "distributed": "dask"}
@@ -74,5 +75,5 @@ def _run(tokens: list[str], debug: bool) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"labelsmooth: {message}", file=sys.stderr)
+    print(printable_lines(f"labelsmooth: {message}"), file=sys.stderr)
     return code

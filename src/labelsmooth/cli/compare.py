@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from labelsmooth import _checks, _files
 from labelsmooth.cli.output import Bar, Json, WholeNumber, console, duration, make_reporter, print_json
 
 if TYPE_CHECKING:
@@ -74,8 +79,11 @@ def compare(
         resume: a comparison's folder; go on with it. --seeds may be raised.
     """
     from labelsmooth import comparison
+    from labelsmooth.comparison.arms import grid
     from labelsmooth.comparison.compare import SMOOTHING
     from labelsmooth.comparison.images import ImageTrials
+    from labelsmooth.comparison.scores import check_margins
+    from labelsmooth.comparison.trials import check_backend
 
     screen = console(json)
     fixed: dict[str, Any] = {
@@ -86,6 +94,8 @@ def compare(
     fixed = {name: value for name, value in fixed.items() if value is not None}
     varied = _varied(vary or [])
     for name, values in (("method", method), ("prior", prior)):
+        if values and name in varied:
+            raise ValueError(f"--vary {name} and --{name} both say what it is; leave out one")
         if values is not None and len(values) == 1:
             fixed[name] = values[0]
         elif values:
@@ -97,22 +107,23 @@ def compare(
     asked |= {"margins": _margins(margin or []), "seeds": seeds}
     if resume is not None:
         asked = _resumed(resume, asked, out)
+    asked["smoothing"] = SMOOTHING if asked["smoothing"] is None else asked["smoothing"]
+    asked["seeds"] = 5 if asked["seeds"] is None else asked["seeds"]
     if asked["fixed"].get("val_split") == 0:
         raise ValueError("val_split must be above 0 in a comparison: the factor is chosen on validation; got 0")
-    with Bar(screen) as bar:
+    # What can be wrong is found before the data are read.
+    grid(asked["smoothing"], asked["options"])
+    check_margins(asked["margins"])
+    _checks.class_count(asked["seeds"], "seeds")
+    check_backend(jobs, backend, scheduler)
+    _files.check_parent(out or Path("runs"))
+    with Bar(screen) as bar, _terminated():
         reporter = make_reporter(screen, bar)
         trials = ImageTrials.of(asked["data"] or "digits", asked["fixed"], reporter)
         result = comparison.compare(
-            trials,
-            asked["smoothing"] if asked["smoothing"] is not None else SMOOTHING,
-            5 if asked["seeds"] is None else asked["seeds"],
-            options=asked["options"],
-            margins=asked["margins"],
-            name=trials.name,
-            jobs=jobs, backend=backend, scheduler=scheduler, max_time=max_time,
-            out=out or "runs",
-            resume=resume,
-            watcher=_watcher(screen, bar),
+            trials, asked["smoothing"], asked["seeds"], options=asked["options"], margins=asked["margins"],
+            name=trials.name, jobs=jobs, backend=backend, scheduler=scheduler, max_time=max_time, out=out or "runs",
+            resume=resume, watcher=_watcher(screen, bar),
         )  # fmt: skip
     screen.print(_closing(result), markup=False)
     if json:
@@ -120,25 +131,51 @@ def compare(
     return 5 if result.partial else 0
 
 
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, between trainings too."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _varied(words: list[str]) -> dict[str, list[Any]]:
-    """``dropout=0,0.5`` as a name and its values, read as YAML reads them."""
+    """``dropout=0,0.5`` or ``schedule=[cosine, "step:factor=.5,every=10"]``, the values as YAML reads them."""
     import yaml
+
+    from labelsmooth.training.run import number
 
     varied: dict[str, list[Any]] = {}
     for word in words:
-        name, sign, values = word.partition("=")
-        if not sign or not name or not values:
+        name, _, text = word.partition("=")
+        name = name.replace("-", "_")
+        if name in varied:
+            raise ValueError(f"vary must name an option once; got {name} twice")
+        try:
+            values = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
+        except yaml.YAMLError:
+            values = []
+        if not name or not values:
             raise ValueError(f"vary must be NAME=VALUE,VALUE,... such as dropout=0,0.5; got {word}")
-        varied[name.replace("-", "_")] = [yaml.safe_load(value) for value in values.split(",")]
+        varied[name] = [number(value) for value in values]
     return varied
 
 
 def _margins(words: list[str]) -> dict[str, float]:
-    margins = {}
+    margins: dict[str, float] = {}
     for word in words:
-        name, sign, value = word.rpartition("=")
+        name, _, value = word.rpartition("=")
+        name = name or "accuracy"
+        if name in margins:
+            raise ValueError(f"margin must name a metric once; got {name} twice")
         try:
-            margins[name if sign else "accuracy"] = float(value)
+            margins[name] = float(value)
         except ValueError:
             raise ValueError(f"margin must be METRIC=NUMBER, such as accuracy=.005; got {word}") from None
     return margins
@@ -152,27 +189,29 @@ def _resumed(folder: Path, asked: dict[str, Any], out: Path | None) -> dict[str,
     """
     from labelsmooth._errors import DataError
     from labelsmooth.comparison.folder import ComparisonFolder
+    from labelsmooth.comparison.images import asked as kwargs_of
 
-    told = [*asked["fixed"], *asked["options"], *(name for name in ("data", "smoothing", "margins") if asked[name])]
+    told = [
+        *asked["fixed"],
+        *(["vary"] if asked["options"] else []),
+        *(name for name in ("data", "smoothing", "margins") if asked[name]),
+    ]
     if told or out is not None:
-        names = ", ".join("--" + name.replace("_", "-") for name in [*told, *(["out"] if out is not None else [])])
+        names = ", ".join(
+            "--" + name.replace("_", "-").replace("margins", "margin")
+            for name in [*told, *(["out"] if out is not None else [])]
+        )
         free = ", ".join("--" + name.replace("_", "-") for name in _FREE)
         raise ValueError(f"--resume goes on with the comparison's own settings, but for {free}; leave out {names}")
     manifest = ComparisonFolder.open(folder).read_manifest()
-    fixed = {name: value for name, value in manifest["settings"].items() if name != "sha256"}
+    fixed = kwargs_of(manifest["settings"])
     if "data" not in fixed:
         raise DataError(f"{folder} compares a training function; go on with it in Python: compare(..., resume=folder)")
-    arms = manifest["arms"]
-    options: dict[str, list[Any]] = {}
-    for arm in arms:
-        for name, value in arm.items():
-            if name != "smoothing" and value not in options.setdefault(name, []):
-                options[name].append(value)
     return {
         "data": fixed.pop("data"),
         "fixed": fixed,
-        "smoothing": sorted({arm["smoothing"] for arm in arms}),
-        "options": options,
+        "smoothing": manifest["smoothing"],
+        "options": manifest["options"],
         "margins": manifest["margins"],
         "seeds": asked["seeds"] if asked["seeds"] is not None else manifest["seeds"],
     }
@@ -203,7 +242,7 @@ def _watcher(screen: Any, bar: Bar) -> Any:
             arms = "; ".join(arm.label for arm in plan.arms)
             added = " (ε = 0, the baseline, is added)" if plan.added else ""
             done = f", {plan.done} of them done" if plan.done else ""
-            cost = f", about {duration(plan.seconds)}" if plan.seconds is not None else ""
+            cost = f", about {duration(plan.seconds)}" if plan.seconds else ""
             screen.print(
                 f"arms        {arms}{added}\n"
                 f"trials      {len(plan.arms)} arms x {plan.seeds} seeds{done}; {plan.left} to train, "
@@ -219,7 +258,7 @@ def _watcher(screen: Any, bar: Bar) -> Any:
 
         def trial(self, outcome: Any, done: int, total: int, left: float) -> None:
             bar.close()
-            told = f"failed: {outcome.error}" if outcome.error else f"{duration(outcome.seconds)}"
+            told = f"failed: {outcome.error}" if outcome.error is not None else f"{duration(outcome.seconds)}"
             rest = f"; about {duration(left)} left" if left else ""
             screen.print(f"{done:>4}/{total}  {outcome.arm.label}, seed {outcome.seed}: {told}{rest}", markup=False)
 
@@ -238,8 +277,9 @@ def _closing(result: Comparison) -> str:
     if result.analysis is not None:
         lines += [*result.analysis.notes, ""]
     for each in result.failed:
-        lines.append(f"failed twice: {each.arm.label}, seed {each.seed}: {each.error}")
+        lines.append(f"failed: {each.arm.label}, seed {each.seed}: {each.error}")
     if result.partial:
-        lines.append(f"go on with   labelsmooth compare --resume {result.folder}")
-    lines.append(f"report       {result.folder / 'report.html'}")
+        lines.append(f"go on with   labelsmooth compare --resume {shlex.quote(str(result.folder))}")
+    if (report := result.folder / "report.html").is_file():  # it may have failed
+        lines.append(f"report       {report}")
     return "\n".join(lines)

@@ -22,22 +22,29 @@ def evaluate(
         source: a run's folder; an .npz file with the arrays logits [N, K] and labels [N]; or a folder of logits.npy and
             labels.npy, which may be larger than memory.
         split: which predictions of a folder.
-        validation: the predictions that the temperature is fitted on; where a folder has a val split, it need not be
-            named.
-        bins: of the calibration errors.
+        validation: the predictions that the temperature is fitted on: an .npz file, or the val split of a folder (of a
+            run, or of val_logits.npy and val_labels.npy). That of the source itself need not be named.
+        bins: of the calibration errors, at most 1000.
     """
     from labelsmooth import _checks
     from labelsmooth._errors import DataError
     from labelsmooth.evaluation import check_disjoint, load_predictions
     from labelsmooth.evaluation import evaluate as measure
+    from labelsmooth.evaluation.calibration import bin_count
 
-    _checks.class_count(bins, "bins")
-    path, beside = _find(source, split)
-    predictions, held_out = load_predictions(path, split), None
+    bins = bin_count(bins)
+    if split == "val" and not source.is_dir():
+        raise DataError(f"{source} is no folder, so it has no split val; leave out --split")
+    path, held_out = _find(source, split), None
     if validation is not None:
-        held_out = load_predictions(validation)
-    elif beside is not None:
+        beside = _find(validation, "val")
+        if path.resolve() == beside.resolve() and (split == "val" or not path.is_dir()):
+            rule = "be other predictions than those that are tested"
+            raise DataError(str(_checks.error("--validation", rule, beside)))
         held_out = load_predictions(beside, "val")
+    elif split == "test" and _has(source, "val"):
+        held_out = load_predictions(_find(source, "val"), "val")
+    predictions = load_predictions(path, split)
     if held_out is not None:
         check_disjoint(predictions, held_out)
     try:
@@ -57,19 +64,27 @@ def evaluate(
         console(False).print(f"{result.report()}\n\n{path}\n{result.table()}", markup=False)
 
 
-def _find(source: Path, split: Literal["test", "val"]) -> tuple[Path, Path | None]:
-    """Where the predictions lie, and for those of the test split where the validation's lie, if anywhere."""
+def _find(source: Path, split: Literal["test", "val"]) -> Path:
+    """Where the predictions lie: a file, or a folder of arrays."""
     from labelsmooth._errors import DataError
 
-    if not source.is_dir():
-        if split == "val":
-            raise DataError(f"{source} is no folder, so it has no split val; leave out --split")
-        return source, None
-    prefix = "val_" if split == "val" else ""
-    if (source / f"{prefix}logits.npy").is_file():
-        beside = source if (source / "val_logits.npy").is_file() else None
-        return source, beside if split == "test" else None
-    path, beside = source / "predictions" / f"{split}.npz", source / "predictions" / "val.npz"
-    if not path.is_file():
-        raise DataError(f"{source} has no predictions for {split}; is it a run folder, and finished?")
-    return path, beside if split == "test" and beside.is_file() else None
+    if not source.is_dir() or _arrays(source, split).is_file():
+        return source
+    path = _file(source, split)
+    if path.is_file():
+        return path
+    if _arrays(source, "test").is_file():
+        raise DataError(f"{source} has no {_arrays(source, split).name}, and so no predictions for {split}")
+    raise DataError(f"{source} has no predictions for {split}; is it a run folder, and finished?")
+
+
+def _has(source: Path, split: Literal["test", "val"]) -> bool:
+    return source.is_dir() and (_arrays(source, split).is_file() or _file(source, split).is_file())
+
+
+def _arrays(folder: Path, split: Literal["test", "val"]) -> Path:
+    return folder / ("val_logits.npy" if split == "val" else "logits.npy")
+
+
+def _file(run: Path, split: Literal["test", "val"]) -> Path:
+    return run / "predictions" / f"{split}.npz"

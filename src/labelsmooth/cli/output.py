@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
+from labelsmooth._text import printable_lines
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -25,7 +27,13 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print pure JS
 
 
 class _Console(Console):
-    """A console that falls silent when its reader goes away, as `| head` does, and lets the work go on."""
+    """A console that falls silent when its reader goes away, as `| head` does, and lets the work go on.
+
+    Control characters in what it is given to print stand as escapes.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable_lines(each) if isinstance(each, str) else each for each in objects), **options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -33,7 +41,7 @@ class _Console(Console):
 
 
 def console(json_output: bool) -> Console:
-    return _Console(stderr=json_output, highlight=False, soft_wrap=True)
+    return _Console(stderr=json_output, highlight=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

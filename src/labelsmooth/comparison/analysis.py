@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from labelsmooth._errors import DataError
 from labelsmooth.comparison import statistics
 from labelsmooth.comparison.arms import Arm
 from labelsmooth.comparison.scores import BINS, METRICS, PRIMARY, Scores
-from labelsmooth.evaluation.temperature import LEAST_TEMPERATURE
 
 Trials = Mapping[tuple[Arm, int], Scores]
 
@@ -157,7 +156,7 @@ class Analysis:
 
 
 def analyse(
-    trials: Trials, arms: Sequence[Arm], margins: Mapping[str, float], name: str, *, added: bool = False
+    trials: Trials, arms: Sequence[Arm], margins: Mapping[str, float], name: str, planned: int, *, added: bool = False
 ) -> Analysis:
     """Effects of all arms against the first one, paired by seed, and the answer.
 
@@ -166,34 +165,30 @@ def analyse(
         arms: the baseline first.
         margins: of every metric.
         name: of the data, for the answer.
+        planned: how many seeds there are to be.
         added: the baseline was not asked for.
 
     Raises:
-        DataError: the trials were tested on different examples, or no seed is complete.
+        DataError: no seed is complete.
     """
     seeds = tuple(sorted(set.intersection(*({seed for arm, seed in trials if arm == each} for each in arms))))
     if not seeds:
         raise DataError("there is no seed that every arm has finished; nothing can be compared")
-    labels = trials[arms[0], seeds[0]].labels
-    for (arm, seed), scores in trials.items():
-        if not np.array_equal(scores.labels, labels):
-            raise DataError(
-                f"{arm.label} with seed {seed} was tested on other examples than {arms[0].label} with seed {seeds[0]}; "
-                "the test set must be the same, in the same order, for all"
-            )
+    examples = len(trials[arms[0], seeds[0]].labels)
     summaries = tuple(_summary(trials, arm, seeds) for arm in arms)
     chosen = max(summaries, key=lambda each: (each.val_accuracy, -each.val_nll)).arm
     effects = _effects(trials, arms, seeds, margins) if len(seeds) > 1 else ()
-    analysis = Analysis("", (), arms[0], chosen, summaries, effects, seeds, len(labels))
-    notes = _notes(analysis, trials, margins, added)
-    return Analysis(_answer(analysis, name), notes, arms[0], chosen, summaries, effects, seeds, len(labels))
+    analysis = Analysis("", (), arms[0], chosen, summaries, effects, seeds, examples)
+    return replace(
+        analysis, answer=_answer(analysis, name, planned), notes=_notes(analysis, trials, margins, added)
+    )  # fmt: skip
 
 
 def _summary(trials: Trials, arm: Arm, seeds: tuple[int, ...]) -> ArmSummary:
     scores = [trials[arm, seed] for seed in seeds]
     metrics = {}
     for name in METRICS:
-        values = np.array([score.value(name) for score in scores])
+        values = np.array([score.values[name] for score in scores])
         metrics[name] = (float(values.mean()), float(values.std(ddof=1)) if len(seeds) > 1 else 0.0)
     return ArmSummary(
         arm, seeds,
@@ -209,7 +204,7 @@ def _difference(
     """Of `metric` under an arm and `against` (the same metric if None) under the baseline, seed by seed."""
     pairs = [(trials[arm, seed], trials[baseline, seed]) for seed in seeds]
     other = against or metric
-    per_seed = np.array([one.value(metric) - base.value(other) for one, base in pairs])
+    per_seed = np.array([one.values[metric] - base.values[other] for one, base in pairs])
     pseudovalues = np.stack([one.pseudovalues(metric) - base.pseudovalues(other) for one, base in pairs])
     return statistics.difference(per_seed, pseudovalues)
 
@@ -224,7 +219,9 @@ def _effects(
         levels = statistics.holm_levels([each.p for each in differences])
         verdicts = statistics.judge(differences, margins[metric], kind.better)
         for arm, each, p_holm, level, verdict in zip(others, differences, adjusted, levels, verdicts, strict=True):
-            of_arm, of_base = (np.array([trials[one, seed].value(metric) for seed in seeds]) for one in (arm, baseline))
+            of_arm, of_base = (
+                np.array([trials[one, seed].values[metric] for seed in seeds]) for one in (arm, baseline)
+            )
             needed, note = None, ""
             if verdict.verdict == "inconclusive":
                 needed = statistics.seeds_needed(each, margins[metric], level)
@@ -241,22 +238,30 @@ def _effects(
 def _seeds_note(needed: int | None) -> str:
     if needed is None:
         return "more seeds would not tell; more test examples would"
+    if needed >= statistics.MOST_SEEDS:
+        return f"more than {statistics.MOST_SEEDS:,} seeds would be needed to tell"
     return f"about {needed} seeds would tell, if the difference is what it seems"
 
 
-def _answer(analysis: Analysis, name: str) -> str:
+def _subject(analysis: Analysis) -> Arm:
+    """The arm that the answer is about: the chosen one, or where that is the baseline the best of the others."""
+    if analysis.chosen != analysis.baseline:
+        return analysis.chosen
+    return max(analysis.arms[1:], key=lambda each: (each.val_accuracy, -each.val_nll)).arm
+
+
+def _answer(analysis: Analysis, name: str, planned: int) -> str:
     seeds, examples = len(analysis.seeds), analysis.examples
     if seeds < 2:
         return (
             f"One seed cannot answer whether label smoothing helps on {name}: how much of a difference is luck cannot "
-            "be told without a second. Ask for --seeds 5."
+            f"be told without a second. {'Ask for 5 seeds.' if planned < 2 else 'Others are to come.'}"
         )
     basis = f"{seeds} seeds, {examples:,} test examples"
+    arm = _subject(analysis)
     if analysis.chosen == analysis.baseline:
-        arm = max(analysis.arms[1:], key=lambda each: (each.val_accuracy, -each.val_nll)).arm
         who = f"validation prefers {analysis.baseline.label}; the next best, {arm.label},"
     else:
-        arm = analysis.chosen
         who = f"{arm.label}, chosen on validation,"
     effect = analysis.effect(arm)
     size = f"{_signed(effect.estimate, effect.unit)} of test accuracy"
@@ -275,7 +280,14 @@ def _notes(analysis: Analysis, trials: Trials, margins: Mapping[str, float], add
         notes.append("The baseline, ε = 0, was not asked for and has been added: all else is compared with it.")
     if not analysis.effects:
         return tuple(notes)
-    arm = analysis.chosen if analysis.chosen != analysis.baseline else analysis.arms[1].arm
+    arm = _subject(analysis)
+    if arm.options and tuple(arm.options) != tuple(analysis.baseline.options):
+        others = [(key, value) for key, value in arm.options if (key, value) not in analysis.baseline.options]
+        if any(key in dict(analysis.baseline.options) for key, _ in others):
+            notes.append(
+                f"{arm.label} differs from {analysis.baseline.label} in more than ε: "
+                "the difference is not smoothing's alone."
+            )
     found = [
         f"{effect.label} {_signed(effect.estimate, effect.unit)} ({effect.verdict})"
         for effect in analysis.effects
@@ -297,16 +309,22 @@ def _notes(analysis: Analysis, trials: Trials, margins: Mapping[str, float], add
         f"{arm.label} as it is {own:.4f}; difference {_signed(alone.estimate, '')}, "
         f"{100 * verdict.level:.3g} % interval {verdict.low:+.4f} to {verdict.high:+.4f})."
     )
-    at_end = sum(score.temperature <= LEAST_TEMPERATURE * 1.01 for score in trials.values())
+    at_end = sum(each.val_accuracy == 1 for each in trials.values())
     if at_end:
         notes.append(
             f"In {at_end} of {len(trials)} trials every validation prediction is right, so no temperature is best: "
             "figures after temperature scaling mean little here. More validation examples would help."
         )
-    if len(analysis.seeds) < statistics.LEAST_FOR_PERMUTATION:
+    permuted = analysis.effect(arm).permutation_p
+    if permuted is None:
         notes.append(
             f"No permutation test: with {len(analysis.seeds)} seeds its smallest p is "
             f"{2.0 ** (1 - len(analysis.seeds)):.4g}; it is made from {statistics.LEAST_FOR_PERMUTATION} seeds on."
+        )
+    else:
+        notes.append(
+            f"Sign-flip permutation test of {arm.label} over seeds, on these test examples: p = {permuted:.4g} "
+            f"(accuracy; the t test's, for new examples too, is {analysis.effect(arm).p:.4g})."
         )
     return tuple(notes)
 

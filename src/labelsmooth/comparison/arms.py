@@ -10,8 +10,6 @@ from typing import Any
 
 from labelsmooth import _checks
 
-_WITHOUT_SMOOTHING = ("method", "prior")  # which say how labels are smoothed: with ε = 0 they change nothing
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -36,24 +34,21 @@ class Arm:
         """As in tables."""
         return ", ".join([f"ε = {self.smoothing:g}", *(f"{key} {value}" for key, value in self.options)])
 
-    @property
-    def dearness(self) -> tuple[tuple[str, Any], ...]:
-        """The options that its cost may depend on."""
-        return tuple((key, value) for key, value in self.options if key not in _WITHOUT_SMOOTHING)
-
     def as_dict(self) -> dict[str, Any]:
         return {"smoothing": self.smoothing, **dict(self.options)}
 
 
-def grid(smoothing: Sequence[float], options: Mapping[str, Sequence[Any]]) -> tuple[list[Arm], bool]:
+def grid(
+    smoothing: Sequence[float], options: Mapping[str, Sequence[Any]], only_smoothed: Sequence[str] = ()
+) -> tuple[list[Arm], bool]:
     """Every combination of the smoothing factors and options, the baseline first, and whether it had to be added.
 
-    The baseline is ε = 0 with the first value of every option. What only says how labels are smoothed (`method`,
-    `prior`) is left out where ε = 0.
+    The baseline is ε = 0 with the first value of every option.
 
     Args:
         smoothing: factors, each in [0, 1).
-        options: their values by name.
+        options: their values by name: strings, numbers, booleans or None.
+        only_smoothed: options that say how labels are smoothed, and are left out where ε = 0.
 
     Raises:
         ValueError: a factor out of range, a value named twice, an option without values, or nothing to compare.
@@ -65,12 +60,15 @@ def grid(smoothing: Sequence[float], options: Mapping[str, Sequence[Any]]) -> tu
             raise _checks.error(name, "be a list of values", repr(values))
         if len(values) != len(set(map(repr, values))):
             raise _checks.error(name, "name no value twice", ", ".join(map(str, values)))
+        for value in values:
+            if not isinstance(value, str | int | float | bool | None):
+                raise _checks.error(name, "be strings, numbers, booleans or None", repr(value))
     added = 0.0 not in factors
     factors = [0.0, *(factor for factor in factors if factor)]
     arms: list[Arm] = []
     for factor, *values in itertools.product(factors, *options.values()):
         chosen = zip(options, values, strict=True)
-        arm = Arm(factor, tuple((key, value) for key, value in chosen if factor or key not in _WITHOUT_SMOOTHING))
+        arm = Arm(factor, tuple((key, value) for key, value in chosen if factor or key not in only_smoothed))
         if arm not in arms:
             arms.append(arm)
     if len(arms) < 2:

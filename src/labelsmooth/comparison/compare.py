@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from labelsmooth.comparison.analysis import Analysis, analyse
 from labelsmooth.comparison.arms import Arm, grid
 from labelsmooth.comparison.folder import ComparisonFolder, differing, new_manifest
 from labelsmooth.comparison.scores import Scores, check_margins, score
-from labelsmooth.comparison.trials import FunctionTrials, Outcome, Predictions, TrialFunction
+from labelsmooth.comparison.trials import FunctionTrials, Outcome, Predictions, Trials
 from labelsmooth.report import page
 
 SMOOTHING = (0.0, 0.05, 0.1, 0.2)
@@ -87,7 +87,7 @@ class Comparison:
     def answer(self) -> str:
         """One sentence."""
         if self.analysis is None:
-            return "No seed is finished in every arm, so nothing can be compared yet."
+            return "No seed is finished in the baseline and in another arm, so nothing can be compared yet."
         return ("Partial: " if self.partial else "") + self.analysis.answer
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Comparison:
 
 
 def compare(
-    train_fn: Callable[..., Any] | TrialFunction,
+    train_fn: Callable[..., Any] | Trials,
     smoothing: Sequence[float] = SMOOTHING,
     seeds: int = 5,
     *,
@@ -137,7 +137,7 @@ def compare(
         backend: ``"loky"`` (processes on this machine) or ``"dask"``; with more than one job `train_fn` must be
             importable or picklable by cloudpickle.
         scheduler: the address of a Dask cluster that sees the same files; None: one is started on this machine.
-        max_time: seconds after which no trial is begun; nor is one before that would take longer.
+        max_time: seconds after which no trial is begun; nor is one before that would take longer, but for the first.
         out: the parent folder; the comparison makes ``NAME-compare-001`` in it, or the next free number.
         resume: a comparison's folder, to go on with; the other arguments must be as they were, but `seeds` may be more.
         watcher: told of what happens.
@@ -147,7 +147,8 @@ def compare(
 
     Raises:
         ValueError: an argument out of its range. DataError: predictions that cannot be used, a comparison that was
-        begun with other settings, a cluster that does not answer. TrainingError: every trial failed.
+        begun with other settings, a cluster that does not answer. TrainingError: every trial of the first seed failed.
+        Interrupted: Ctrl-C; finished trials are kept.
 
     Example:
         >>> import numpy as np
@@ -159,55 +160,58 @@ def compare(
         'equivalent'
     """
     began = time.perf_counter()
-    watcher = watcher or Watcher()
-    arms, added = grid(smoothing, options or {})
+    if not callable(train_fn) and not hasattr(train_fn, "run"):
+        raise _checks.error("train_fn", "be a function of (seed, smoothing)", repr(train_fn))
+    trials: Any = FunctionTrials(train_fn) if callable(train_fn) else train_fn
+    chosen = {key: [_plain(value) for value in _listed(values)] for key, values in (options or {}).items()}
+    arms, added = grid(smoothing, chosen, trials.only_smoothed)
     count, checked = _checks.class_count(seeds, "seeds"), check_margins(margins)
     jobs = running.check_backend(jobs, backend, scheduler)
     if max_time is not None and not 0 < _checks.number(max_time, "max_time", "be seconds above 0") < np.inf:
         raise _checks.error("max_time", "be seconds above 0", max_time)
     if not isinstance(out, str | Path):
         raise _checks.error("out", "be a folder", repr(out))
-    if not callable(train_fn) and not hasattr(train_fn, "run"):
-        raise _checks.error("train_fn", "be a function of (seed, smoothing)", repr(train_fn))
-    trials: Any = train_fn if hasattr(train_fn, "run") else FunctionTrials(train_fn)  # pyright: ignore[reportArgumentType]
-    if hasattr(trials, "check"):
-        for arm in arms:
-            trials.check(arm)
-    manifest = new_manifest(
-        _name_of(train_fn), name, getattr(train_fn, "settings", {}), arms, count, checked
-    )  # fmt: skip
-    folder = _folder(manifest, Path(out), name, resume)
-    _write_config(folder, manifest, options or {})
-    return _Run(trials, arms, added, count, checked, name, folder, manifest, watcher, began).run(
-        jobs, backend, scheduler, max_time
-    )
+    for arm in arms:
+        trials.check(arm)
+    asked = {"smoothing": [float(value) for value in _listed(smoothing)], "options": chosen}
+    manifest = new_manifest(trials.describe(), name, trials.settings, asked, arms, count, checked)
+    old = None
+    if resume is not None:
+        old = ComparisonFolder.open(resume).read_manifest()
+        if words := differing(old, manifest):
+            raise DataError(f"{resume} was begun otherwise: {'; '.join(words)}; go on with the same, or begin another")
+        manifest["trials"] = old["trials"]
+    costs = None if old is not None and old["trials"] else _costs(trials, arms)
+    folder = ComparisonFolder.create(Path(out), name) if resume is None else ComparisonFolder.open(resume)
+    run = _Run(trials, arms, added, count, checked, name, folder, manifest, watcher or Watcher(), began)
+    try:
+        with folder.locked():
+            return run.run(costs, jobs, backend, scheduler, max_time)
+    except KeyboardInterrupt:
+        kept = f"{len(run.took)} of {len(run.every)} trials"
+        raise Interrupted(str(folder.path), kept, "compare") from None
 
 
-def _name_of(train_fn: Any) -> str:
-    return f"{getattr(train_fn, '__module__', '?')}.{getattr(train_fn, '__qualname__', type(train_fn).__qualname__)}"
+def _listed(values: Any) -> list[Any]:
+    """A list of values; a string, or a single value, is left for `grid` to refuse or to take as one."""
+    return list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
 
 
-def _folder(manifest: dict[str, Any], out: Path, name: str, resume: str | Path | None) -> ComparisonFolder:
-    if resume is None:
-        return ComparisonFolder.create(out, name)
-    folder = ComparisonFolder.open(resume)
-    old = folder.read_manifest()
-    if words := differing(old, manifest):
-        raise DataError(f"{resume} was begun otherwise: {'; '.join(words)}; go on with the same, or begin another")
-    manifest["trials"] = old["trials"]
-    return folder
+def _plain(value: Any) -> Any:
+    """NumPy's scalars as Python's."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
-def _write_config(folder: ComparisonFolder, manifest: dict[str, Any], options: Mapping[str, Sequence[Any]]) -> None:
-    import yaml
-
-    factors = sorted({float(arm["smoothing"]) for arm in manifest["arms"]})
-    values = {
-        **manifest["settings"], "smoothing": factors, **{key: list(each) for key, each in options.items()},
-        "seeds": manifest["seeds"], "margins": manifest["margins"],
-    }  # fmt: skip
-    text = f"# What this comparison was told. `labelsmooth compare --resume {folder.path.name}` goes on with it.\n"
-    _files.write_text(folder.path / "config.yaml", text + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+def _costs(trials: Any, arms: Sequence[Arm]) -> dict[Arm, float] | None:
+    """The seconds of a trial of each arm, as far as the trials can tell beforehand; None if they cannot."""
+    seconds: dict[Any, float | None] = {}
+    costs = {}
+    for arm in arms:
+        dear = tuple(option for option in arm.options if option[0] not in trials.only_smoothed)
+        if dear not in seconds:
+            seconds[dear] = trials.estimate(arm)
+        costs[arm] = seconds[dear]
+    return None if None in costs.values() else costs  # pyright: ignore[reportReturnType]
 
 
 @dataclass
@@ -225,82 +229,136 @@ class _Run:
     watcher: Watcher
     began: float
 
-    def run(self, jobs: int, backend: str, scheduler: str | None, max_time: float | None) -> Comparison:
-        every = [(arm, seed) for seed in range(self.seeds) for arm in self.arms]  # whole seeds first
-        seconds = {trial: self.folder.done(*trial) for trial in every}
-        plan = [(arm, seed, self.folder.trial(arm, seed)) for arm, seed in every if seconds[arm, seed] is None]
-        took = [each for each in seconds.values() if each is not None]
-        costs = self._costs(plan, took)
-        total = None if costs is None else sum(costs[arm] for arm, _, _ in plan) / jobs
-        self.watcher.begin(
-            Plan(self.folder.path, tuple(self.arms), self.added, self.seeds, len(took), len(plan), total, jobs)
-        )
+    def __post_init__(self) -> None:
+        self.every = [(arm, seed) for seed in range(self.seeds) for arm in self.arms]  # whole seeds first
+        self.took: dict[tuple[Arm, int], float] = {}
+        self.tested_on: dict[str, str] = {}
+        self.failed: list[Outcome] = []
+
+    def run(
+        self, costs: dict[Arm, float] | None, jobs: int, backend: str, scheduler: str | None, max_time: float | None
+    ) -> Comparison:
+        (self.folder.path / "stats.json").unlink(missing_ok=True)  # of fewer trials
+        self._count_finished()
+        self._write_config()
         self.folder.write_json("manifest.json", self.manifest)
+        plan = [(arm, seed, self.folder.trial(arm, seed).absolute()) for arm, seed in self.every
+                if (arm, seed) not in self.took]  # fmt: skip
+        # Beforehand nobody shares the cores; trials that have run beside each other did.
+        total = self._left(jobs) if self.took else None if costs is None else sum(costs[arm] for arm, _, _ in plan)
+        self.watcher.begin(
+            Plan(self.folder.path, tuple(self.arms), self.added, self.seeds, len(self.took), len(plan), total, jobs)
+        )
 
         def go_on() -> bool:
-            typical = float(np.median(took)) if took else 0.0
+            typical = float(np.median(list(self.took.values()))) if self.took else 0.0
+            if len(self.failed) >= len(self.arms) and not self.took:
+                return False
             return max_time is None or time.perf_counter() - self.began + typical <= max_time
 
-        failed: list[Outcome] = []
-        ended = len(took)
         try:
             for outcome in running.run_all(
                 self.trials, plan, jobs=jobs, backend=backend, scheduler=scheduler, go_on=go_on,
                 reporter=self.watcher.reporter,
             ):  # fmt: skip
-                ended += 1
-                (failed.append(outcome) if outcome.error else took.append(outcome.seconds))
-                self._record(outcome)
-                left = float(np.median(took)) * (len(every) - ended) / jobs if took else 0.0
-                self.watcher.trial(outcome, ended, len(every), left)
-        except KeyboardInterrupt:
-            kept = f"{len(took)} of {len(every)} trials"
-            raise Interrupted(str(self.folder.path), kept, "compare") from None
-        if not took and failed:
-            raise TrainingError(f"every trial failed; the first with: {failed[0].error} (in {self.folder.path})")
-        return self._conclude(failed, len(took) < len(every))
+                ended = self._finished(outcome) if outcome.error is None else outcome
+                if ended.error is not None:
+                    self.failed.append(ended)
+                    self._record(ended)
+                self.folder.write_json("manifest.json", self.manifest)
+                done = len(self.took) + len(self.failed)
+                self.watcher.trial(ended, done, len(self.every), self._left(jobs))
+        except running.WorkerDied as error:
+            self.watcher.note(f"a process ended in the middle of a trial, for want of memory perhaps ({error})")
+            self._count_finished()  # by the others, meanwhile
+            self.folder.write_json("manifest.json", self.manifest)
+        if not self.took and self.failed:
+            raise TrainingError(f"every trial failed; the first with: {self.failed[0].error} (in {self.folder.path})")
+        return self._conclude()
 
-    def _costs(self, plan: Sequence[tuple[Arm, int, Path]], took: list[float]) -> dict[Arm, float] | None:
-        """The seconds of a trial of each arm, from those done or as the trials tell beforehand; None if unknown."""
-        if took or not plan:
-            return dict.fromkeys(self.arms, float(np.median(took)) if took else 0.0)
-        if not hasattr(self.trials, "estimate"):
-            return None
-        costs: dict[tuple[Any, ...], float] = {}
-        for arm in self.arms:
-            if arm.dearness not in costs:
-                costs[arm.dearness] = self.trials.estimate(arm)
-        return {arm: costs[arm.dearness] for arm in self.arms}
+    def _count_finished(self) -> None:
+        for arm, seed in self.every:
+            if (arm, seed) not in self.took and (done := self.folder.done(arm, seed)) is not None:
+                self._finished(Outcome(arm, seed, done["seconds"]))
+
+    def _finished(self, outcome: Outcome) -> Outcome:
+        """Count a trial whose files are there, and were tested on what the others were; else it has failed."""
+        done = self.folder.done(outcome.arm, outcome.seed)
+        if done is None:
+            text = f"its process did not write to {self.folder.path}: do the workers see that folder?"
+            return replace(outcome, error=text)
+        for other, tested_on in self.tested_on.items():
+            if tested_on != done["tested_on"]:
+                self.folder.forget(outcome.arm, outcome.seed)
+                text = (
+                    f"it was tested on other examples or classes than {other}; the test set must be the same, in the "
+                    "same order, for all"
+                )
+                return replace(outcome, error=text)
+        self.tested_on.setdefault(f"{outcome.arm.label} with seed {outcome.seed}", done["tested_on"])
+        self.took[outcome.arm, outcome.seed] = outcome.seconds
+        self._record(outcome)
+        return outcome
+
+    def _left(self, jobs: int) -> float:
+        """The seconds that the rest will take, if it is like what has been."""
+        if not self.took:
+            return 0.0
+        by_arm = {
+            arm: [seconds for (other, _), seconds in self.took.items() if other.options == arm.options]
+            for arm in self.arms
+        }
+        everything = list(self.took.values())
+        ended = {*self.took, *((each.arm, each.seed) for each in self.failed)}
+        return (
+            sum(float(np.median(by_arm[arm] or everything)) for arm, seed in self.every if (arm, seed) not in ended)
+            / jobs
+        )
+
+    def _write_config(self) -> None:
+        import yaml
+
+        manifest = self.manifest
+        values = {**manifest["settings"], "smoothing": manifest["smoothing"], **manifest["options"],
+                  "seeds": self.seeds, "margins": self.margins}  # fmt: skip
+        text = "# What this comparison was told. `labelsmooth compare --resume THIS_FOLDER` goes on with it.\n"
+        written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        _files.write_text(self.folder.path / "config.yaml", text + written)
 
     def _record(self, outcome: Outcome) -> None:
         self.manifest["trials"][f"{outcome.arm.name}-{outcome.seed}"] = {
-            "status": "failed" if outcome.error else "done",
+            "status": "done" if outcome.error is None else "failed",
             "seconds": round(outcome.seconds, 3),
             "attempts": outcome.attempts,
-            **({"error": outcome.error} if outcome.error else {}),
+            **({"error": outcome.error} if outcome.error is not None else {}),
         }
-        self.folder.write_json("manifest.json", self.manifest)
 
-    def _conclude(self, failed: list[Outcome], partial: bool) -> Comparison:
+    def _conclude(self) -> Comparison:
         """Score every finished trial, judge, and write `results.csv`, `stats.json` and the report."""
         scores: dict[tuple[Arm, int], Scores] = {}
-        for seed in range(self.seeds):
-            for arm in self.arms:
-                if self.folder.done(arm, seed) is not None:
-                    val, test = self.folder.predictions(arm, seed)
-                    scores[arm, seed] = score(val, test, f"{arm.label} with seed {seed}")
-        complete = [seed for seed in range(self.seeds) if all((arm, seed) in scores for arm in self.arms)]
-        analysis = analyse(scores, self.arms, self.margins, self.name, added=self.added) if complete else None
-        result = Comparison(
-            self.folder.path, analysis, tuple(failed), partial, time.perf_counter() - self.began
-        )  # fmt: skip
+        for arm, seed in self.took:
+            val, test = running.read_predictions(self.folder.trial(arm, seed))
+            scores[arm, seed] = score(val, test, f"{arm.label} with seed {seed}")
         self.folder.write_results(scores, self.arms)
-        self.folder.write_json("stats.json", {**result.as_dict(), "seeds": self.seeds, "classes": self._classes()})
+        hopeless = [arm for arm in self.arms if all(other != arm for other, _ in scores)
+                    and any(each.arm == arm for each in self.failed)]  # fmt: skip
+        judged = [arm for arm in self.arms if arm not in hopeless]
+        complete = [seed for seed in range(self.seeds) if all((arm, seed) in scores for arm in judged)]
+        analysis = None
+        if complete and len(judged) > 1 and judged[0] == self.arms[0]:
+            kept = {trial: each for trial, each in scores.items() if trial[0] in judged}
+            analysis = analyse(kept, judged, self.margins, self.name, self.seeds, added=self.added)
+            without = [f"{arm.label} is left out: all its trials failed." for arm in hopeless]
+            analysis = replace(analysis, notes=(*without, *analysis.notes))
+        del scores  # the report reads what it shows, one trial at a time
+        result = Comparison(
+            self.folder.path, analysis, tuple(self.failed), len(self.took) < len(self.every),
+            time.perf_counter() - self.began,
+        )  # fmt: skip
+        classes = None if self.trials.classes is None else list(self.trials.classes)
+        self.folder.write_json("stats.json", {**result.as_dict(), "seeds": self.seeds, "classes": classes})
         try:
             page.finish(self.folder.path)
         except Exception as error:  # the answer is worth as much without pictures
             self.watcher.note(f"{self.folder.path / 'report.html'} could not be written ({error})")
         return result
-
-    def _classes(self) -> list[str] | None:
-        return getattr(self.trials, "classes", None)

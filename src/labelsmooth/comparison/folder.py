@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from labelsmooth import __version__, _files
 from labelsmooth._errors import DataError
 from labelsmooth.comparison.arms import Arm
 from labelsmooth.comparison.scores import METRICS, Scores
-from labelsmooth.evaluation import Predictions as SplitPredictions
-from labelsmooth.evaluation import load_predictions
 
 FORMAT = 1
 
@@ -62,21 +61,38 @@ class ComparisonFolder:
     def trial(self, arm: Arm, seed: int) -> Path:
         return self.path / "runs" / f"{arm.name}-{seed}"
 
-    def done(self, arm: Arm, seed: int) -> float | None:
-        """The seconds that a finished trial took; None where it is not finished."""
+    def done(self, arm: Arm, seed: int) -> dict[str, Any] | None:
+        """The seconds of a finished trial, and what it was tested on; None where it is not finished."""
         try:
-            return float(json.loads((self.trial(arm, seed) / "trial.json").read_text(encoding="utf-8"))["seconds"])
+            done = json.loads((self.trial(arm, seed) / "trial.json").read_text(encoding="utf-8"))
+            return {"seconds": float(done["seconds"]), "tested_on": str(done["tested_on"])}
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def predictions(self, arm: Arm, seed: int) -> tuple[SplitPredictions, SplitPredictions]:
-        """Of validation and of test.
+    def forget(self, arm: Arm, seed: int) -> None:
+        """Make a finished trial an unfinished one."""
+        (self.trial(arm, seed) / "trial.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For one process alone.
 
         Raises:
-            DataError: they are missing or damaged.
+            DataError: another process works on it.
         """
-        folder = self.trial(arm, seed) / "predictions"
-        return load_predictions(folder / "val.npz"), load_predictions(folder / "test.npz")
+        with (self.path / ".lock").open("a") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:  # Windows
+                pass
+            except OSError:
+                raise DataError(f"another labelsmooth is at work in {self.path}; wait for it, or stop it") from None
+            try:
+                yield
+            finally:
+                (self.path / ".lock").unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         _files.write_text(self.path / name, json.dumps(value, indent=2) + "\n")
@@ -101,15 +117,22 @@ class ComparisonFolder:
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["arm", "seed", *options, *figures])
         for (arm, seed), scores in sorted(trials.items(), key=lambda item: (arms.index(item[0][0]), item[0][1])):
-            values = [scores.temperature, self.done(arm, seed), scores.val_accuracy, scores.val_nll]
-            values += [scores.value(metric) for metric in METRICS]
+            values = [
+                scores.temperature,
+                (self.done(arm, seed) or {}).get("seconds"),
+                scores.val_accuracy,
+                scores.val_nll,
+            ]
+            values += [scores.values[metric] for metric in METRICS]
             writer.writerow([arm.name, seed, *(arm.as_dict().get(key, "") for key in options), *values])
         _files.write_text(self.path / "results.csv", buffer.getvalue())
 
 
 def new_manifest(
-    function: str, name: str, settings: Mapping[str, Any], arms: Sequence[Arm], seeds: int, margins: Mapping[str, float]
-) -> dict[str, Any]:
+    function: str, name: str, settings: Mapping[str, Any], asked: Mapping[str, Any], arms: Sequence[Arm], seeds: int,
+    margins: Mapping[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    """What a comparison is told; `asked` are its `smoothing` and `options`, from which the arms follow."""
     return {
         "format": FORMAT,
         "labelsmooth": __version__,
@@ -117,6 +140,7 @@ def new_manifest(
         "function": function,
         "name": name,
         "settings": dict(settings),
+        **asked,
         "arms": [arm.as_dict() for arm in arms],
         "margins": dict(margins),
         "seeds": seeds,
@@ -126,16 +150,26 @@ def new_manifest(
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What a comparison that goes on was told otherwise than the first time, in words; more seeds are no difference."""
+    new = json.loads(json.dumps(new))
     words = []
-    for key in ("function", "name", "arms", "margins"):
+    for key in ("function", "name", "arms"):
         if old.get(key) != new[key]:
             words.append(f"{key} was {_short(old.get(key))} and is {_short(new[key])}")
-    before, now = old.get("settings", {}), new["settings"]
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            words.append(f"{key} was {_short(before.get(key))} and is {_short(now.get(key))}")
+    words += _entries(old.get("margins", {}), new["margins"], "margin of ")
+    words += _entries(old.get("settings", {}), new["settings"])
     if new["seeds"] < old.get("seeds", 0):
         words.append(f"seeds were {old['seeds']} and are {new['seeds']}")
+    return words
+
+
+def _entries(old: Mapping[str, Any], new: Mapping[str, Any], kind: str = "") -> list[str]:
+    words = []
+    for key in sorted({*old, *new}):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            words += _entries(before, now, f"{key}: ")
+        elif before != now:
+            words.append(f"{kind}{key} was {_short(before)} and is {_short(now)}")
     return words
 
 

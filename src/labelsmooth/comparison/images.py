@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from labelsmooth._errors import DataError
 from labelsmooth.comparison.arms import Arm
 from labelsmooth.training import memory, session
 from labelsmooth.training.augmentation import Augmentation
@@ -35,6 +36,7 @@ class ImageTrials:
     settings: Mapping[str, Any]
     name: str
     classes: tuple[str, ...]
+    only_smoothed: tuple[str, ...] = ("method", "prior")
     _first: tuple[Settings, ImageData] | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
@@ -47,14 +49,22 @@ class ImageTrials:
             reporter: told of how the data are read.
         """
         first, images = session.prepare(data, reporter=reporter, **options)
-        settings = {"data": images.source, **options, "sha256": images.digest}
-        return ImageTrials(settings, images.name, images.classes, (first, images))
+        told = {"data": images.source, **options}
+        if first.noise is not None:
+            told["noise"] = first.noise  # a file's path, made absolute
+        noise = None if images.noise is None else images.noise.digest
+        recipe = asdict(first.recipe)  # which another version may understand otherwise by its name
+        settings = {**told, "sha256": images.digest, "noise_sha256": noise, "resolved": recipe}
+        return ImageTrials(settings, images.name, images.classes, _first=(first, images))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_first": None}  # other processes read the cache themselves
 
     def _options(self) -> dict[str, Any]:
-        return {name: value for name, value in self.settings.items() if name != "sha256"}
+        return asked(self.settings)
+
+    def describe(self) -> str:
+        return "labelsmooth train"
 
     def check(self, arm: Arm) -> None:
         """Raises:
@@ -65,14 +75,18 @@ class ImageTrials:
 
     def run(self, folder: Path, arm: Arm, seed: int, reporter: Any) -> None:
         """Train in `folder`, or go on there."""
-        if (folder / "summary.json").is_file():
+        if RunFolder(folder).finished:
             return
         if (folder / "config.yaml").is_file():
-            session.resume(folder, reporter=reporter)
-            return
-        shutil.rmtree(folder)
-        settings, images = session.prepare(**self._options(), **arm.as_dict(), seed=seed, reporter=reporter)
-        session.start(Training(settings, images), RunFolder.at(folder), reporter)
+            result = session.resume(folder, reporter=reporter)
+        else:
+            settings, images = session.prepare(**self._options(), **arm.as_dict(), seed=seed, reporter=reporter)
+            if images.digest != self.settings["sha256"]:
+                raise DataError(f"{settings.data} has changed since the comparison began")
+            shutil.rmtree(folder)
+            result = session.start(Training(settings, images), RunFolder.at(folder), reporter)
+        if result.interrupted:  # while its pictures were drawn
+            raise KeyboardInterrupt
 
     def estimate(self, arm: Arm) -> float:
         """The seconds of a trial, from a few steps and some predictions."""
@@ -81,6 +95,11 @@ class ImageTrials:
         settings = replace(settings, recipe=settings.recipe.changed(**arm.as_dict()))
         with memory.kept():
             return _seconds(Training(settings, images))
+
+
+def asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `labelsmooth.training.train` among the settings of a comparison."""
+    return {name: value for name, value in settings.items() if name not in ("sha256", "noise_sha256", "resolved")}
 
 
 def _seconds(training: Training) -> float:
@@ -96,11 +115,15 @@ def _seconds(training: Training) -> float:
         began = 0.0
         for step in range(_TIMED_STEPS + 1):
             if step == 1:  # the first prepares
+                if training.on_gpu:
+                    torch.cuda.synchronize(training.device)
                 began = time.perf_counter()
             rows = order[: recipe.batch_size].to(training.feed.rows_on)
             training.gradients(rows, augment, share, training.network)
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
+        if training.on_gpu:
+            torch.cuda.synchronize(training.device)
         total += (time.perf_counter() - began) / _TIMED_STEPS * training.total_steps * part
     held_out = training.data.test.take(order[: min(_TIMED_IMAGES, len(training.data.test))].numpy())
     began = time.perf_counter()

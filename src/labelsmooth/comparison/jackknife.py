@@ -29,7 +29,9 @@ def ece_pseudovalues(confidence: np.ndarray, hits: np.ndarray, bins: int) -> np.
 def aurc_pseudovalues(score: np.ndarray, hits: np.ndarray) -> np.ndarray:
     """Of the area under the risk-coverage curve, θ = Σ_j E_j/j / N with E_j the errors among the j most confident.
 
-    Among equal scores errors are counted as their mean, as in the metric.
+    Among equal scores errors grow linearly, as in the metric; without an example, among those that are left. What
+    stands before an example's group keeps its risk, its group loses a place and perhaps an error, and all that follow
+    move up by a place.
 
     Args:
         score: float ``[N]``, higher is more confident.
@@ -38,21 +40,19 @@ def aurc_pseudovalues(score: np.ndarray, hits: np.ndarray) -> np.ndarray:
     Returns:
         float64 ``[N]``, in the order given.
     """
-    n = len(score)
-    _, group = np.unique(-score, return_inverse=True)
-    errors = (np.bincount(group, ~hits) / np.bincount(group))[group]
-    order = np.argsort(group, kind="stable")
-    e, place = errors[order], np.arange(1, n + 1)
-    cumulated = np.cumsum(e)
-    before = np.cumsum(cumulated / place) - cumulated / place
-    with np.errstate(divide="ignore"):
-        inverse = np.where(place > 1, 1 / (place - 1.0), 0.0)  # the first has nobody before it
-    after = _following(cumulated * inverse) - e * _following(inverse)
-    values = np.empty(n)
-    values[order] = (cumulated / place).sum() - (before + after)
-    return values
+    n, wrong = len(score), (~hits).astype(np.float64)
+    _, group, size = np.unique(-score, return_inverse=True, return_counts=True)
+    errors, ends = np.bincount(group, wrong), np.cumsum(size)
+    starts, before = ends - size, np.cumsum(errors) - errors
+    place, of_place = np.arange(1, n + 1), np.repeat(np.arange(len(size)), size)
+    risk = (before[of_place] + (errors / size)[of_place] * (place - starts[of_place])) / place
+    up = np.where(place > 1, 1 / np.maximum(place - 1, 1), 0.0)  # of those that move to the place before
+    sums = [np.concatenate([[0.0], np.cumsum(terms)]) for terms in (risk, 1 / place, risk * place * up, up)]
+    risks, harmonic, moved, ups = sums
 
-
-def _following(values: np.ndarray) -> np.ndarray:
-    """The sum of all that follow each."""
-    return np.cumsum(values[::-1])[::-1] - values
+    first, last, members = starts[group], ends[group], size[group]
+    inside = (harmonic[ends - 1] - harmonic[starts])[group]  # over the places that the group has left
+    rate = np.where(members > 1, (errors[group] - wrong) / np.maximum(members - 1, 1), 0.0)
+    own = before[group] * inside + rate * (members - 1 - first * inside)
+    after = moved[-1] - moved[last] - wrong * (ups[-1] - ups[last])
+    return risk.sum() - (risks[first] + own + after)

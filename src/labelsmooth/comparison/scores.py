@@ -55,7 +55,8 @@ class Scores:
     Attributes:
         labels: of the test examples.
         hits, confidence, scaled_confidence: ``[N]``, on test, the last after temperature scaling.
-        means: per-example values of the metrics that are means over examples, float64 ``[N]`` each.
+        means: per-example values of the metrics that are means over examples, ``[N]`` each.
+        values: the value of every metric.
         temperature: by the NLL of validation.
         val_accuracy, val_nll: on validation.
         expected_ece: on test, under perfect calibration.
@@ -66,28 +67,20 @@ class Scores:
     confidence: np.ndarray
     scaled_confidence: np.ndarray
     means: Mapping[str, np.ndarray]
+    values: Mapping[str, float]
     temperature: float
     val_accuracy: float
     val_nll: float
     expected_ece: float
 
-    def value(self, metric: str) -> float:
-        if metric in self.means:
-            return float(self.means[metric].mean())
-        if metric == "aurc":
-            return aurc(self.confidence, self.hits)
-        return ece(self._confidence(metric), self.hits, BINS)
-
     def pseudovalues(self, metric: str) -> np.ndarray:
         """For each test example, float64 ``[N]``; their mean is the metric, or nearly."""
         if metric in self.means:
-            return self.means[metric]
+            return np.asarray(self.means[metric], np.float64)
         if metric == "aurc":
             return aurc_pseudovalues(self.confidence, self.hits)
-        return ece_pseudovalues(self._confidence(metric), self.hits, BINS)
-
-    def _confidence(self, metric: str) -> np.ndarray:
-        return self.scaled_confidence if metric.endswith("_scaled") else self.confidence
+        confidence = self.scaled_confidence if metric == "ece_scaled" else self.confidence
+        return ece_pseudovalues(confidence, self.hits, BINS)
 
 
 def score(val: SplitPredictions, test: SplitPredictions, where: str) -> Scores:
@@ -108,21 +101,32 @@ def score(val: SplitPredictions, test: SplitPredictions, where: str) -> Scores:
         shared = np.intersect1d(val.index, test.index)
         if len(shared):
             raise DataError(f"{where}: {len(shared)} examples are both in validation and in test, such as {shared[0]}")
-    elif val.logits.shape == test.logits.shape and np.array_equal(val.logits, test.logits):
-        raise DataError(f"{where}: validation and test have the same logits; ε is chosen on validation, so test others")
+    elif np.array_equal(val.logits, test.logits) and np.array_equal(val.labels, test.labels):
+        raise DataError(
+            f"{where}: validation and test have the same logits and labels; ε is chosen on validation, so test others"
+        )
     on_val = _rows(val, f"{where}, validation")
     plain = _rows(test, f"{where}, test")
+    if not np.isfinite(plain.nll).all():
+        raise DataError(
+            f"{where}, test: the label's logit is -inf in row {int(np.argmax(np.isinf(plain.nll)))}, so the NLL is "
+            "infinite; clip probabilities before their logarithm is taken, such as at 1e-7"
+        )
     temperature = fit_temperature(val.logits, val.labels)
     scaled = rows(test.logits, test.labels, temperature=temperature, bins=BINS)
     means = {
-        "accuracy": plain.hits.astype(np.float64),
+        "accuracy": plain.hits,
         "nll": plain.nll,
         "brier": plain.brier,
         "nll_scaled": scaled.nll,
         "brier_scaled": scaled.brier,
     }
+    values = {name: float(each.mean()) for name, each in means.items()}
+    values["ece"] = ece(plain.confidence, plain.hits, BINS)
+    values["ece_scaled"] = ece(scaled.confidence, plain.hits, BINS)
+    values["aurc"] = aurc(plain.confidence, plain.hits)
     return Scores(
-        np.asarray(test.labels), plain.hits, plain.confidence, scaled.confidence, means, temperature,
+        np.asarray(test.labels), plain.hits, plain.confidence, scaled.confidence, means, values, temperature,
         float(on_val.hits.mean()), float(on_val.nll.mean()), expected_ece(plain.confidence, BINS),
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ POWER = 0.8  # with which `seeds_needed` wants to tell
 LEAST_FOR_PERMUTATION = 8  # seeds; with fewer its smallest p is above 0.0078
 _EXACT_FLIPS = 14  # seeds up to which every pattern of signs is looked at
 _FLIPS = 20_000
-_MOST_SEEDS = 1000
+MOST_SEEDS = 1000
 _QUANTILES = (np.arange(64) + 0.5) / 64
 
 
@@ -130,6 +130,8 @@ def _dof(of_seeds: float, variance: float, seeds: int, examples: int) -> float:
     if variance == 0:
         return float(examples - 1)
     share = min(1.0, of_seeds / variance)
+    if seeds == 2 and share:  # two seeds tell too little of their own variance to weigh it
+        share = 1.0
     return 1 / (share / (seeds - 1) + (1 - share) / (examples - 1))
 
 
@@ -215,14 +217,17 @@ def power(difference: Difference, seeds: int, margin: float, level: float) -> fl
 
 
 def seeds_needed(difference: Difference, margin: float, level: float) -> int | None:
-    """The smallest number of seeds with which a verdict is likely (a power of 0.8); None where no number would do.
+    """The smallest number of seeds, more than now, with which a verdict is likely (a power of 0.8).
 
-    More seeds do not help against the uncertainty of the test examples themselves.
+    More seeds do not help against the uncertainty of the test examples themselves: None where no number would do.
+    Beyond `MOST_SEEDS` it is not looked for, and the result is that.
     """
     enough: Callable[[int], bool] = lambda n: power(difference, n, margin, level) >= POWER  # noqa: E731
-    if not enough(_MOST_SEEDS):
+    if difference.variance == 0 or not enough(1_000_000_000):
         return None
-    low, high = difference.seeds, _MOST_SEEDS
+    if not enough(MOST_SEEDS):
+        return MOST_SEEDS
+    low, high = difference.seeds + 1, MOST_SEEDS
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle + 1, high)

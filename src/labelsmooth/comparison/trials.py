@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,10 +19,13 @@ import numpy as np
 from labelsmooth import _checks, _files
 from labelsmooth._errors import DataError
 from labelsmooth.comparison.arms import Arm
+from labelsmooth.comparison.scores import score
 from labelsmooth.evaluation import Predictions as SplitPredictions
+from labelsmooth.evaluation import load_predictions
 
 BACKENDS = ("loky", "dask")
 _ATTEMPTS = 2
+_ONE_AT_A_TIME = threading.Lock()  # in a process: frameworks' generators of random numbers belong to all its threads
 _ANSWER_SECONDS = 10  # that a cluster's scheduler may take
 
 
@@ -38,8 +46,37 @@ class Predictions:
     test_labels: Any
 
 
-class TrialFunction(Protocol):
-    """What trains in a folder of its own; it can be sent to other processes."""
+class Trials(Protocol):
+    """What trains in a folder of its own; it can be sent to other processes.
+
+    Attributes:
+        settings: what all trials share, to be the same when a comparison goes on.
+        classes: their names; None if not known.
+        only_smoothed: options that change nothing where ε = 0.
+    """
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def only_smoothed(self) -> tuple[str, ...]: ...
+
+    def describe(self) -> str:
+        """What trains, in a word that is the same when a comparison goes on."""
+        ...
+
+    def check(self, arm: Arm) -> None:
+        """Raises:
+        ValueError: the arm cannot be trained.
+        """
+        ...
+
+    def estimate(self, arm: Arm) -> float | None:
+        """The seconds of a trial; None if not known."""
+        ...
 
     def run(self, folder: Path, arm: Arm, seed: int, reporter: Any) -> None:
         """Leave `predictions/val.npz` and `predictions/test.npz` in `folder`."""
@@ -51,6 +88,20 @@ class FunctionTrials:
     """Trials of somebody's own training function."""
 
     function: Callable[..., Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    only_smoothed: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """The function's name."""
+        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        return f"{getattr(self.function, '__module__', '?')}.{name}"
+
+    def check(self, arm: Arm) -> None:
+        """Nothing is known beforehand."""
+
+    def estimate(self, arm: Arm) -> float | None:
+        """Nothing is known beforehand."""
 
     def run(self, folder: Path, arm: Arm, seed: int, reporter: Any) -> None:
         """Train, check what comes back, and write it."""
@@ -79,35 +130,64 @@ def _splits(result: Any) -> tuple[SplitPredictions, SplitPredictions]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: `error` is empty where it is finished, else what went wrong in its last attempt."""
+    """How a trial ended: `error` is None where it is finished, else what went wrong in its last attempt."""
 
     arm: Arm
     seed: int
     seconds: float = 0.0
-    error: str = ""
+    error: str | None = None
     attempts: int = 1
 
 
-def run_one(trials: TrialFunction, folder: Path, arm: Arm, seed: int, reporter: Any = None) -> Outcome:
-    """One trial; one that fails is tried once more. `trial.json`, written last, says that it is finished."""
+def run_one(trials: Trials, folder: Path, arm: Arm, seed: int, reporter: Any = None) -> Outcome:
+    """One trial; one that fails is tried once more, unless it is its data that cannot be used.
+
+    `trial.json`, written last, says that it is finished, and what it was tested on.
+    """
     outcome = Outcome(arm, seed)
-    for attempt in range(1, _ATTEMPTS + 1):
-        began = time.perf_counter()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            trials.run(folder, arm, seed, reporter)
-            seconds = time.perf_counter() - began
-            _files.write_text(folder / "trial.json", f'{{"seconds": {seconds:.3f}}}\n')
-            return Outcome(arm, seed, seconds, "", attempt)
-        except Exception as error:
-            _files.write_text(folder / "error.txt", traceback.format_exc())
-            text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-            outcome = replace(outcome, error=text, attempts=attempt, seconds=time.perf_counter() - began)
+    with _ONE_AT_A_TIME:
+        for attempt in range(1, _ATTEMPTS + 1):
+            began = time.perf_counter()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                trials.run(folder, arm, seed, reporter)
+                val, test = read_predictions(folder)
+                score(val, test, f"{arm.label} with seed {seed}")
+                outcome = Outcome(arm, seed, time.perf_counter() - began, None, attempt)
+                (folder / "error.txt").unlink(missing_ok=True)
+                done = {"seconds": round(outcome.seconds, 3), "tested_on": tested_on(test)}
+                _files.write_text(folder / "trial.json", json.dumps(done) + "\n")
+                return outcome
+            except Exception as error:
+                text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                text = text or type(error).__name__
+                outcome = Outcome(arm, seed, time.perf_counter() - began, text, attempt)
+                with suppress(OSError):  # a full disk, most likely; the error itself is told anyway
+                    folder.mkdir(parents=True, exist_ok=True)
+                    _files.write_text(folder / "error.txt", traceback.format_exc())
+                if isinstance(error, DataError):
+                    break
     return outcome
 
 
+def read_predictions(folder: Path) -> tuple[SplitPredictions, SplitPredictions]:
+    """What a trial says about validation and about test.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    val, test = (load_predictions(folder / "predictions" / f"{name}.npz", only=["index"]) for name in ("val", "test"))
+    return val, test
+
+
+def tested_on(test: SplitPredictions) -> str:
+    """The test labels and K, in short: the same for all trials that can be compared."""
+    labels = np.asarray(test.labels).astype("<i8")
+    return f"{test.logits.shape[1]} classes, labels {hashlib.sha256(labels.tobytes()).hexdigest()[:16]}"
+
+
 def run_all(
-    trials: TrialFunction,
+    trials: Trials,
     plan: Sequence[tuple[Arm, int, Path]],
     *,
     jobs: int,
@@ -126,6 +206,9 @@ def run_all(
         scheduler: the address of a Dask cluster; None: one is started here.
         go_on: asked before each trial; once it says no, no more are begun.
         reporter: makes that of a trial which runs in this process.
+
+    Raises:
+        WorkerDied: a process ended in the middle of a trial. DataError: the cluster does not answer.
     """  # fmt: skip
     if jobs == 1 and backend == "loky":
         for arm, seed, folder in plan:
@@ -142,8 +225,23 @@ def run_all(
             yield joblib.delayed(run_one)(trials, folder, arm, seed)
 
     with _backend(jobs, backend, scheduler):
-        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1)  # pyright: ignore[reportArgumentType]
-        yield from parallel(tasks())  # pyright: ignore[reportReturnType]
+        parallel = joblib.Parallel(
+            n_jobs=jobs,
+            return_as="generator_unordered",
+            pre_dispatch="n_jobs",
+            batch_size=1,  # pyright: ignore[reportArgumentType]
+            max_nbytes=None,  # no read-only arrays in the function's closure
+        )
+        try:
+            yield from parallel(tasks())  # pyright: ignore[reportReturnType]
+        except Exception as error:
+            if isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker":  # Dask's
+                raise WorkerDied(str(error).splitlines()[0]) from None
+            raise
+
+
+class WorkerDied(RuntimeError):
+    """A process ended in the middle of a trial."""
 
 
 def check_backend(jobs: Any, backend: Any, scheduler: Any) -> int:
@@ -157,20 +255,21 @@ def check_backend(jobs: Any, backend: Any, scheduler: Any) -> int:
         raise _checks.error("scheduler", "come with the dask backend", repr(scheduler))
     if backend == "dask":
         import distributed  # noqa: F401
-    return _checks.class_count(jobs, "jobs")
+    count = _checks.class_count(jobs, "jobs")
+    if scheduler is not None and count != 1:
+        raise _checks.error("jobs", "be left out with a scheduler, whose cluster decides", jobs)
+    return count
 
 
 def _backend(jobs: int, backend: str, scheduler: str | None) -> Any:
     """joblib's context for `backend`; a Dask cluster of one's own listens on this machine only."""
-    import contextlib
-
     import joblib
 
-    @contextlib.contextmanager
+    @contextmanager
     def dask() -> Iterator[None]:
         from distributed import Client, LocalCluster
 
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             if scheduler is None:
                 address: Any = stack.enter_context(LocalCluster(
                     n_workers=jobs, threads_per_worker=1, host="127.0.0.1",
@@ -182,7 +281,7 @@ def _backend(jobs: int, backend: str, scheduler: str | None) -> Any:
                 client = stack.enter_context(Client(address, timeout=_ANSWER_SECONDS))
             except (OSError, ValueError, TimeoutError) as error:
                 raise DataError(
-                    f"the Dask cluster at {scheduler} does not answer ({error}); see that its scheduler runs, and "
+                    f"the Dask cluster at {address} does not answer ({error}); see that its scheduler runs, and "
                     "that the address is the one that it prints"
                 ) from None
             stack.enter_context(joblib.parallel_config(backend="dask", client=client))
@@ -190,4 +289,4 @@ def _backend(jobs: int, backend: str, scheduler: str | None) -> Any:
 
     if backend == "dask":
         return dask()
-    return joblib.parallel_config(backend="loky", inner_max_num_threads=None)
+    return joblib.parallel_config(backend="loky")

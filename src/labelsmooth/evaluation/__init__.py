@@ -13,7 +13,7 @@ from labelsmooth.evaluation.calibration import (
     mce,
     reliability,
 )
-from labelsmooth.evaluation.intervals import bootstrap_mean
+from labelsmooth.evaluation.intervals import bootstrap_mean, wilson
 from labelsmooth.evaluation.metrics import ClassMetrics, Evaluation, Metric, evaluate
 from labelsmooth.evaluation.predictions import Predictions, check_disjoint, load_predictions
 from labelsmooth.evaluation.representation import class_separation, project
@@ -25,5 +25,5 @@ __all__ = [
     "Cells", "ClassMetrics", "Evaluation", "Metric", "Predictions", "Reliability", "Rows", "adaptive_ece", "augrc",
     "aurc", "bootstrap_mean", "check_disjoint", "class_separation", "classwise_ece", "coverage_at_risk", "ece",
     "evaluate", "expected_adaptive_ece", "expected_classwise_ece", "expected_ece", "fit_temperature", "gap",
-    "load_predictions", "mce", "project", "reliability", "risk_coverage",
+    "load_predictions", "mce", "project", "reliability", "risk_coverage", "wilson",
 ]  # fmt: skip

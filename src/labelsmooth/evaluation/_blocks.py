@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from labelsmooth import _checks
 _ENTRIES = 1 << 18  # of a block, a MiB as float32: a few of them stay in cache, and calls from Python cost little
 _ROWS = 1 << 10  # of a block: sums over rows are short, so float32 holds them
 _SPANS = 64  # not as many as there are cores: the sums, and so their last digits, are the same on every machine
+_RESULTS = 1 << 24  # entries of the results of all spans together
+_HELD = 1 << 21  # entries of the results that wait for those before them, unless a thread has one of more
 
 LEAST = -700.0  # exp of less is slow where it underflows, and adds nothing to a sum of at least 1
 
@@ -39,23 +42,36 @@ def checked(logits: Any, labels: Any, name: str = "") -> tuple[np.ndarray, np.nd
     return logits, labels.astype(np.int64)
 
 
-def over_blocks(shape: tuple[int, int], work: Callable[[Iterator[slice], int], Result]) -> Iterator[Result]:
+def over_blocks(
+    shape: tuple[int, int], work: Callable[[Iterator[slice], int], Result], entries: int = 1
+) -> Iterator[Result]:
     """What `work` makes of spans of rows, in the order of the rows, on a thread per core.
 
     Args:
         shape: N and K.
-        work: takes the blocks of a span, as slices of rows, and how many rows a block has at most.
+        work: takes the blocks of a span, as slices of rows, and how many rows a block has at most. It is not told of
+            logits so far apart that their difference overflows to -inf, a probability of 0.
+        entries: how large the result of a span is; there are fewer spans for large ones.
     """
     n, count = shape
     size = min(n, _ROWS, max(1, _ENTRIES // count))
-    span = -(-n // (size * _SPANS)) * size
+    spans = max(1, min(_SPANS, _RESULTS // entries))
+    span = -(-n // (size * spans)) * size
 
     def run(start: int) -> Result:
         stop = min(n, start + span)
-        return work((slice(at, min(at + size, stop)) for at in range(start, stop, size)), size)
+        with np.errstate(over="ignore"):
+            return work((slice(at, min(at + size, stop)) for at in range(start, stop, size)), size)
 
-    with ThreadPoolExecutor(_cores()) as pool:
-        yield from pool.map(run, range(0, n, span))
+    cores, waiting = _cores(), deque()
+    most = max(cores, _HELD // entries)
+    with ThreadPoolExecutor(cores) as pool:
+        for start in range(0, n, span):
+            if len(waiting) == most:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(run, start))
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def precision(dtype: np.dtype) -> np.dtype:
@@ -63,7 +79,9 @@ def precision(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32 if dtype in (np.float16, np.float32) else np.float64)
 
 
-def shifted(block: np.ndarray, first: int, out: np.ndarray, name: str = "") -> tuple[np.ndarray, np.ndarray]:
+def shifted(
+    block: np.ndarray, first: int, out: np.ndarray, name: str = "", stride: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Logits less the largest of their row, and the class of the largest, of equal ones the first.
 
     Args:
@@ -71,6 +89,7 @@ def shifted(block: np.ndarray, first: int, out: np.ndarray, name: str = "") -> t
         first: the number of its first row, for messages.
         out: of the logits' `precision`, at least as long as `block`; the result is its first rows.
         name: what the logits are called in messages, before "logits".
+        stride: by how much the numbers of its rows grow.
 
     Raises:
         ValueError: nan, +inf, or a row of nothing but -inf.
@@ -80,11 +99,12 @@ def shifted(block: np.ndarray, first: int, out: np.ndarray, name: str = "") -> t
     wrong = ~(np.abs(top) < np.inf)  # argmax finds a nan
     if wrong.any():
         row = int(wrong.argmax())
+        number = first + row * stride
         if np.isneginf(top[row]):
             rule = "have a finite value in every row"
-            raise _checks.error(f"{name}logits", rule, f"-inf in all of row {first + row}")
+            raise _checks.error(f"{name}logits", rule, f"-inf in all of row {number}")
         bad = block[row][~(block[row] < np.inf)][0]
-        raise _checks.error(f"{name}logits", "be finite or -inf", f"{bad} in row {first + row}")
+        raise _checks.error(f"{name}logits", "be finite or -inf", f"{bad} in row {number}")
     return np.subtract(block, top[:, None], out=out[: len(block)], dtype=out.dtype), largest
 
 

@@ -14,6 +14,9 @@ from scipy.special import gammaln, xlog1py, xlogy
 from labelsmooth import _checks
 from labelsmooth.evaluation._ties import runs
 
+MOST_BINS = 1000
+_CELLS = 1 << 16
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -37,7 +40,10 @@ class Cells:
 
     def expected_ece(self) -> float:
         """The expectation of `ece` where each example is right with probability c."""
-        return self._mean(_mean_deviation(self.counts, self.confidence, self.variance))
+        deviation, flat = np.empty(self.counts.size), [a.ravel() for a in (self.counts, self.confidence, self.variance)]
+        for at in range(0, len(deviation), _CELLS):  # what is held for a cell is several times its own size
+            deviation[at : at + _CELLS] = _mean_deviation(*(a[at : at + _CELLS] for a in flat))
+        return self._mean(deviation.reshape(self.counts.shape))
 
     def mce(self) -> float:
         """The largest |hits - Σ c| / count of the cells that hold an example."""
@@ -67,9 +73,22 @@ class Reliability:
     variance: np.ndarray
 
 
+def bin_count(bins: Any) -> int:
+    """`bins` as an int.
+
+    Raises:
+        ValueError: it is no whole number in 1..1000.
+    """
+    count = _checks.class_count(bins, "bins")
+    if count > MOST_BINS:
+        raise _checks.error("bins", f"be at most {MOST_BINS}", bins)
+    return count
+
+
 def bin_edges(bins: int) -> np.ndarray:
     """The ``bins + 1`` edges of equal-width bins, each the nearest float64 to b / bins."""
-    return np.arange(_checks.class_count(bins, "bins", least=1) + 1) / bins
+    count = bin_count(bins)
+    return np.arange(count + 1) / count
 
 
 def bin_of(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -89,7 +108,7 @@ def equal_width(confidence: Any, hits: Any, bins: int = 15) -> Cells:
         `Cells` of shape ``[bins]``.
 
     Raises:
-        ValueError: shapes that do not match, no example, a confidence outside 0..1, no bins.
+        ValueError: shapes that do not match, no example, a confidence outside 0..1, bins outside 1..1000.
     """
     confidence, hits = _examples(confidence, hits)
     edges = bin_edges(bins)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means."""
+"""Intervals of means and of shares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from labelsmooth import _checks
 from labelsmooth.evaluation._ties import runs
 
 _GROUPS = 256
+_Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 def bootstrap_mean(values: Any, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -29,7 +30,7 @@ def bootstrap_mean(values: Any, *, level: float = 0.95, draws: int = 2000, seed:
         The lower and the upper end.
 
     Raises:
-        ValueError: no values, or some that are not finite; a level outside (0, 1).
+        ValueError: no values, or some that are not finite; a level outside (0, 1); no draws.
 
     References:
         Efron 1979, Bootstrap methods: another look at the jackknife.
@@ -44,6 +45,7 @@ def bootstrap_mean(values: Any, *, level: float = 0.95, draws: int = 2000, seed:
     rule = "be a number in (0, 1)"
     if not 0 < _checks.number(level, "level", rule) < 1:
         raise _checks.error("level", rule, level)
+    draws = _checks.class_count(draws, "draws")
     n, generator = len(values), np.random.default_rng(seed)
     if n <= _GROUPS:
         means = values[generator.integers(0, n, (draws, n))].mean(axis=1)
@@ -52,6 +54,34 @@ def bootstrap_mean(values: Any, *, level: float = 0.95, draws: int = 2000, seed:
         means = generator.multinomial(n, sizes / n, draws) @ (sums / sizes) / n
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def wilson(share: Any, count: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95 % interval of a share s of n: (s + z²/2n ± z sqrt(s (1 - s)/n + z²/4n²)) / (1 + z²/n), z = 1.96.
+
+    It has a width where the bootstrap has none: at a share of 0 or 1.
+
+    Args:
+        share: in 0..1, of any shape.
+        count: n above 0, of a shape that goes with it.
+
+    Returns:
+        The lower and the upper ends, float64, in 0..1.
+
+    References:
+        Wilson 1927, Probable inference, the law of succession, and statistical inference.
+
+    Example:
+        >>> low, high = wilson(1.0, 360)
+        >>> round(float(low), 4), float(high)
+        (0.9894, 1.0)
+    """
+    share, count = np.asarray(share, np.float64), np.asarray(count, np.float64)
+    middle = share + _Z**2 / (2 * count)
+    half = _Z * np.sqrt(share * (1 - share) / count + (_Z / (2 * count)) ** 2)
+    low, high = ((middle + sign * half) / (1 + _Z**2 / count) for sign in (-1, 1))
+    # rounding must not leave an end that is known just inside
+    return np.where(share > 0, np.maximum(low, 0.0), 0.0), np.where(share < 1, np.minimum(high, 1.0), 1.0)
 
 
 def _groups(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from labelsmooth import _checks
+from labelsmooth._text import printable
 from labelsmooth.evaluation import _blocks, selective
-from labelsmooth.evaluation.calibration import Cells, Reliability, diagram, equal_mass, equal_width, gap
-from labelsmooth.evaluation.intervals import bootstrap_mean
+from labelsmooth.evaluation.calibration import Cells, Reliability, bin_count, diagram, equal_mass, equal_width, gap
+from labelsmooth.evaluation.intervals import bootstrap_mean, wilson
 from labelsmooth.evaluation.representation import class_separation
 from labelsmooth.evaluation.rows import Rows, rows_at
 from labelsmooth.evaluation.temperature import fit_checked
+
+MOST_CONFUSED = 5000  # classes; the matrix of more would take more than 200 MB
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,11 @@ class Metric:
         key: its name in JSON.
         label: its name in words.
         value: the figure.
-        interval: the 95 % bootstrap interval of a mean over examples, None for other figures and where it is infinite.
+        interval: the 95 % bootstrap interval of a mean over examples, None for other figures and where it is infinite;
+            of a share of 0 or 1, where the bootstrap has no width, Wilson's.
         expected: of an ECE, its expectation under perfect calibration (the same confidences, the labels redrawn); a
             bootstrap interval of an ECE would be biased.
         bins: of an ECE or the MCE.
-        better: which way is better; "none" where neither is.
     """
 
     key: str
@@ -50,7 +53,6 @@ class Metric:
     interval: tuple[float, float] | None = None
     expected: float | None = None
     bins: int | None = None
-    better: Literal["higher", "lower", "none"] = "lower"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Evaluation:
         accuracy: the share of examples whose largest logit is the label's; of equal ones the first counts.
         nll: the mean of -log p of the label, in nats.
         classes: a `ClassMetrics` for each class.
-        confusion: int64 ``[K, K]``, rows are true classes, columns predictions.
+        confusion: int64 ``[K, K]``, rows are true classes, columns predictions; None for more than 5000 classes.
         metrics: all figures.
         reliability: the diagram behind the ECE.
         rows: the figures of each example.
@@ -75,7 +77,7 @@ class Evaluation:
     accuracy: float
     nll: float
     classes: tuple[ClassMetrics, ...]
-    confusion: np.ndarray
+    confusion: np.ndarray | None
     metrics: tuple[Metric, ...]
     reliability: Reliability
     rows: Rows
@@ -101,7 +103,7 @@ class Evaluation:
 
     def report(self) -> str:
         """The classification report as text: precision, recall, F1 and support per class, accuracy, averages."""
-        rows = [replace(row, name=_printable(row.name)) for row in (*self.classes, *self.averages())]
+        rows = [replace(row, name=printable(row.name)) for row in (*self.classes, *self.averages())]
         width = max(len(row.name) for row in rows)
         lines = [f"{'':>{width}}  precision    recall  f1-score   support", ""]
         for row in rows:
@@ -133,7 +135,7 @@ class Evaluation:
             "nll": self.nll,
             "classes": [asdict(row) for row in self.classes],
             "averages": [asdict(row) for row in self.averages()],
-            "confusion": self.confusion.tolist(),
+            "confusion": None if self.confusion is None else self.confusion.tolist(),
             "metrics": _by_key(self.metrics),
             "temperature": self.temperature,
             "scaled": _by_key(self.scaled),
@@ -158,7 +160,7 @@ def evaluate(
         validation: logits ``[M, K]`` and labels ``[M]`` of other examples, which the temperature is fitted on; without
             them there is no temperature.
         features: ``[N, D]``, the penultimate layer, for the class separation.
-        bins: of the ECEs, the MCE and the reliability diagram.
+        bins: of the ECEs, the MCE and the reliability diagram, at most 1000.
 
     Returns:
         An `Evaluation`. The keys of its figures: accuracy, top5 (K above 5), nll, brier, ece, adaptive_ece,
@@ -167,7 +169,7 @@ def evaluate(
 
     Raises:
         ValueError: shapes that do not match, no example, nan or +inf in the logits, labels out of range, names or
-            validation logits of another K.
+            validation logits of another K, bins out of range.
 
     Example:
         >>> from labelsmooth.evaluation import evaluate
@@ -176,7 +178,7 @@ def evaluate(
         (0.6667, 1.1629, 0.4469)
     """
     logits, labels = _blocks.checked(logits, labels)
-    n, count = logits.shape
+    (n, count), bins = logits.shape, bin_count(bins)
     names = [str(k) for k in range(count)] if class_names is None else [str(name) for name in class_names]
     if len(names) != count:
         raise _checks.error("class_names", f"have {count} names, one per class of the logits", len(names))
@@ -201,12 +203,14 @@ def evaluate(
 
     with ThreadPoolExecutor(len(rows)) as pool:
         metrics, *scaled = pool.map(figures, rows, cells)
-    confusion = np.bincount(labels * count + rows[0].predicted, minlength=count * count).reshape(count, count)
+    predicted, confusion = rows[0].predicted, None
+    if count <= MOST_CONFUSED:
+        confusion = np.bincount(labels * count + predicted, minlength=count * count).reshape(count, count)
     return Evaluation(
         examples=n,
         accuracy=accuracies[0].value,
-        nll=float(rows[0].nll.mean()),
-        classes=_per_class(confusion, names),
+        nll=metrics[len(accuracies)].value,
+        classes=_per_class(labels, predicted, names),
         confusion=confusion,
         metrics=metrics,
         reliability=diagram(cells[0]),
@@ -225,17 +229,26 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _accuracies(rows: Rows, count: int) -> list[Metric]:
-    accuracy = _mean("accuracy", "accuracy", rows.hits, better="higher")
-    return [accuracy, _mean("top5", "top-5 accuracy", rows.top5, better="higher")] if count > 5 else [accuracy]
+    accuracy = _share("accuracy", "accuracy", rows.hits)
+    return [accuracy, _share("top5", "top-5 accuracy", rows.top5)] if count > 5 else [accuracy]
 
 
 def _proper_scores(rows: Rows) -> list[Metric]:
     return [_mean("nll", "NLL", rows.nll), _mean("brier", "Brier score, 0 to 2", rows.brier)]
 
 
-def _mean(key: str, label: str, values: np.ndarray, better: Literal["higher", "lower"] = "lower") -> Metric:
-    value = float(values.mean())
-    return Metric(key, label, value, bootstrap_mean(values) if math.isfinite(value) else None, better=better)
+def _mean(key: str, label: str, values: np.ndarray) -> Metric:
+    with np.errstate(over="ignore"):
+        value = float(values.mean())
+    return Metric(key, label, value, bootstrap_mean(values) if math.isfinite(value) else None)
+
+
+def _share(key: str, label: str, hits: np.ndarray) -> Metric:
+    metric = _mean(key, label, hits)
+    if 0 < metric.value < 1:
+        return metric
+    low, high = wilson(metric.value, len(hits))
+    return replace(metric, interval=(float(low), float(high)))
 
 
 def _calibration(rows: Rows, cells: Cells) -> list[Metric]:
@@ -246,7 +259,7 @@ def _calibration(rows: Rows, cells: Cells) -> list[Metric]:
         Metric("adaptive_ece", "adaptive ECE", adaptive.ece(), expected=adaptive.expected_ece(), bins=bins),
         Metric("classwise_ece", "classwise ECE", classwise.ece(), expected=classwise.expected_ece(), bins=bins),
         Metric("mce", "MCE", cells.mce(), bins=bins),
-        Metric("gap", "confidence - accuracy", gap(rows.confidence, rows.hits), better="none"),
+        Metric("gap", "confidence - accuracy", gap(rows.confidence, rows.hits)),
     ]
 
 
@@ -255,21 +268,22 @@ def _selective(score: np.ndarray, hits: np.ndarray, suffix: str = "", words: str
     return [
         Metric(f"aurc{suffix}", f"AURC{words}", aurc),
         Metric(f"augrc{suffix}", f"AUGRC{words}", augrc),
-        Metric(f"coverage_at_5{suffix}", f"coverage at 5 % risk{words}", coverage, better="higher"),
+        Metric(f"coverage_at_5{suffix}", f"coverage at 5 % risk{words}", coverage),
     ]
 
 
 def _margin(rows: Rows) -> Metric:
-    with np.errstate(invalid="ignore"):  # +inf and -inf, where logits are -inf, have no mean
-        return Metric("margin", "margin of the label's logit", float(rows.margin.mean()), better="none")
+    with np.errstate(over="ignore", invalid="ignore"):  # +inf and -inf, where logits are -inf, have no mean
+        return Metric("margin", "margin of the label's logit", float(rows.margin.mean()))
 
 
 def _separation(features: Any, labels: np.ndarray) -> Metric:
-    return Metric("class_separation", "class separation R²", class_separation(features, labels), better="none")
+    return Metric("class_separation", "class separation R²", class_separation(features, labels))
 
 
-def _per_class(confusion: np.ndarray, names: list[str]) -> tuple[ClassMetrics, ...]:
-    hits, support, claims = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+def _per_class(labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> tuple[ClassMetrics, ...]:
+    of_hits = labels[predicted == labels]
+    hits, support, claims = (np.bincount(ids, minlength=len(names)) for ids in (of_hits, labels, predicted))
     precision, recall, f1 = _ratio(hits, claims), _ratio(hits, support), _ratio(2.0 * hits, support + claims)
     return tuple(
         ClassMetrics(name, float(precision[k]), float(recall[k]), float(f1[k]), int(support[k]))
@@ -298,10 +312,6 @@ def _by_key(metrics: tuple[Metric, ...]) -> dict[str, dict[str, Any]]:
         }
         for metric in metrics
     }
-
-
-def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +42,9 @@ class Predictions:
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
 
 
-def load_predictions(path: Path, split: Literal["test", "val"] = "test") -> Predictions:
+def load_predictions(
+    path: str | Path, split: Literal["test", "val"] = "test", only: Sequence[str] | None = None
+) -> Predictions:
     """Predictions from an ``.npz`` file or a folder of ``.npy`` files, which are memory-mapped.
 
     Args:
@@ -50,21 +53,29 @@ def load_predictions(path: Path, split: Literal["test", "val"] = "test") -> Pred
             ``classes.npy`` or ``classes.txt``, a name per line.
         split: of a folder: "val" takes ``val_logits.npy``, ``val_labels.npy``, ``val_features.npy`` and
             ``val_index.npy`` instead. A file has one split.
+        only: the arrays to read beside `logits` and `labels`, such as ``["index"]``; the others are None. None: all.
 
     Raises:
-        DataError: there is no such file, it is damaged, or it lacks `logits` or `labels`.
+        DataError: there is no such file, it is damaged, it lacks `logits` or `labels`, or `index` or `classes` are of
+            another kind or shape.
+        ValueError: `only` names something else.
     """
-    arrays = _folder(path, "val_" if split == "val" else "") if path.is_dir() else _file(path)
+    path, known = Path(path), tuple(field.name for field in fields(Predictions))
+    for name in only or ():
+        _checks.one_of(name, "only", known)
+    wanted = known if only is None else ("logits", "labels", *only)
+    arrays, held = _folder(path, "val_" if split == "val" else "", wanted) if path.is_dir() else _file(path, wanted)
     missing = [name for name in ("logits", "labels") if name not in arrays]
     if missing:
-        held = ", ".join(arrays) or "nothing"
-        raise DataError(f"{path} has no array called {' and none called '.join(missing)}; it holds {held}")
-    classes = arrays.get("classes")
-    if classes is not None and classes.ndim != 1:
-        raise DataError(f"the array classes of {path} has shape {classes.shape}; it should be a list of names")
-    names = None if classes is None else tuple(map(str, classes))
+        listed = ", ".join(held) or "nothing"
+        raise DataError(f"{path} has no array called {' and none called '.join(missing)}; it holds {listed}")
+    index, length = arrays.get("index"), arrays["logits"].shape[:1]
+    if index is not None and (index.dtype.kind not in "iu" or index.shape != length):
+        what = f"{index.dtype} {index.shape}"
+        raise DataError(f"the array index of {path} is {what}; it should be a whole number for each row of the logits")
+    names = _names(arrays["classes"], path) if "classes" in arrays else None
     return Predictions(
-        arrays["logits"], arrays["labels"], arrays.get("features"), arrays.get("index"), names, arrays.get("templates")
+        arrays["logits"], arrays["labels"], arrays.get("features"), index, names, arrays.get("templates")
     )
 
 
@@ -82,34 +93,52 @@ def check_disjoint(test: Predictions, validation: Predictions) -> None:
         raise DataError(str(_checks.error("validation", "share no example with the tested predictions", what)))
 
 
-def _file(path: Path) -> dict[str, np.ndarray]:
+def _names(classes: np.ndarray, path: Path) -> tuple[str, ...]:
+    if classes.ndim != 1:
+        raise DataError(f"the array classes of {path} has shape {classes.shape}; it should be a list of names")
+    if classes.dtype.kind == "S":
+        try:
+            classes = np.char.decode(classes, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"the array classes of {path} is not UTF-8 ({error})") from None
+    return tuple(map(str, classes))
+
+
+def _file(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that are wanted, and the names of all."""
     try:
         with path.open("rb") as opened:
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array; give a file with the arrays logits and labels")
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files if name in wanted}, list(file.files)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except _files.NPZ_DAMAGE as error:
         raise DataError(f"{path} is no readable .npz file ({error})") from None
 
 
-def _folder(path: Path, prefix: str) -> dict[str, np.ndarray]:
+def _folder(path: Path, prefix: str, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that are wanted, and the names of all."""
     own = {name: path / f"{prefix}{name}.npy" for name in ("logits", "labels", "features", "index")}
     files = {**own, "classes": path / "classes.npy", "templates": path / "templates.npy"}
-    arrays = {name: _array(file) for name, file in files.items() if file.is_file()}
+    held = [name for name, file in files.items() if file.is_file()]
+    arrays = {name: _array(files[name]) for name in held if name in wanted}
     listed = path / "classes.txt"
-    if "classes" not in arrays and listed.is_file():
+    if "classes" in wanted and "classes" not in arrays and listed.is_file():
         try:
             arrays["classes"] = np.array(listed.read_text(encoding="utf-8").splitlines(), np.str_)
         except UnicodeDecodeError as error:
             raise DataError(f"{listed} is not UTF-8 ({error})") from None
-    return arrays
+    return arrays, held
 
 
 def _array(file: Path) -> np.ndarray:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("it is an .npz file")
+        return array
     except _files.NPZ_DAMAGE as error:
         raise DataError(f"{file} is no readable .npy file ({error})") from None

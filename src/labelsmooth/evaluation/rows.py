@@ -10,7 +10,7 @@ import numpy as np
 
 from labelsmooth import _checks
 from labelsmooth.evaluation import _blocks
-from labelsmooth.evaluation.calibration import Cells, bin_edges, bin_of
+from labelsmooth.evaluation.calibration import Cells, bin_count, bin_edges, bin_of
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ def rows(logits: Any, labels: Any, *, temperature: float = 1.0, bins: int = 15) 
         logits: real array ``[N, K]``, perhaps memory-mapped; -inf is a probability of 0.
         labels: class ids ``[N]`` in ``0..K-1``.
         temperature: what the logits are divided by, positive.
-        bins: of the classwise ECE.
+        bins: of the classwise ECE, at most 1000.
 
     Returns:
         `Rows`.
 
     Raises:
         ValueError: shapes that do not match, no example, nan or +inf in the logits, a row of nothing but -inf, labels
-            out of range, a temperature that is not positive.
+            out of range, a temperature that is not positive, bins out of range.
 
     Example:
         >>> one = rows([[2.0, 0.0, 0.0]], [1])
@@ -77,7 +77,7 @@ def rows(logits: Any, labels: Any, *, temperature: float = 1.0, bins: int = 15) 
 def rows_at(logits: np.ndarray, labels: np.ndarray, temperatures: Sequence[float], bins: int) -> list[Rows]:
     """`rows` at some temperatures, from one pass; the arrays are as `_blocks.checked` returns them."""
     n, count = logits.shape
-    dtype = _blocks.precision(logits.dtype)
+    dtype, bins = _blocks.precision(logits.dtype), bin_count(bins)
     edges, ones = bin_edges(bins).astype(dtype), np.ones((1, count), dtype)
     predicted, top5 = np.empty(n, np.int64), np.ones(n, bool)
     margin, normalised = np.empty(n), np.empty(n)
@@ -116,7 +116,7 @@ def rows_at(logits: np.ndarray, labels: np.ndarray, temperatures: Sequence[float
         return sums
 
     sums = np.zeros((len(temperatures), 3, count * bins))
-    for part in _blocks.over_blocks((n, count), work):
+    for part in _blocks.over_blocks((n, count), work, 3 * count * bins):
         sums += part
     results = []
     for t, temperature in enumerate(temperatures):
@@ -125,7 +125,8 @@ def rows_at(logits: np.ndarray, labels: np.ndarray, temperatures: Sequence[float
         cell = labels * bins + bin_of(p_label[t].astype(dtype), edges)
         of_class = np.bincount(cell, minlength=count * bins).reshape(count, bins)
         classwise = Cells(counts.astype(np.int64), mass, of_class.astype(np.float64), variance)
-        own = (nll[t], brier[t], confidence[t], margin / temperature)
+        with np.errstate(over="ignore"):
+            own = (nll[t], brier[t], confidence[t], margin / temperature)
         results.append(Rows(predicted, predicted == labels, top5, *own, normalised, classwise))
     return results
 

@@ -50,7 +50,7 @@ def fit_checked(logits: np.ndarray, labels: np.ndarray, name: str = "") -> float
     """`fit_temperature` of arrays as `_blocks.checked` returns them."""
     stride = -(-len(labels) // _WARM)
     sample = logits[::stride], labels[::stride]
-    at_lowest, at_highest = (_derivatives(*sample, -end, name)[0] for end in (-_FARTHEST, _FARTHEST))
+    at_lowest, at_highest = (_derivatives(*sample, -end, name, stride)[0] for end in (-_FARTHEST, _FARTHEST))
     if at_lowest <= 0 <= at_highest:
         start = 0.0
     elif at_lowest <= 0:
@@ -78,15 +78,25 @@ def _newton(logits: np.ndarray, labels: np.ndarray, at: float, name: str) -> flo
         at = to
 
 
-def _derivatives(logits: np.ndarray, labels: np.ndarray, log_beta: float, name: str) -> tuple[float, float]:
-    """The first and the second derivative of the summed NLL in β = 1/T: Σ (E_p z - z_y) and Σ Var_p z."""
+def _derivatives(
+    logits: np.ndarray, labels: np.ndarray, log_beta: float, name: str, stride: int = 1
+) -> tuple[float, float]:
+    """The first and the second derivative of the summed NLL in β = 1/T: Σ (E_p z - z_y) and Σ Var_p z.
+
+    Args:
+        logits: ``[N, K]``.
+        labels: ``[N]``.
+        log_beta: log β.
+        name: what the logits are called in messages.
+        stride: which of the rows that are numbered there these are.
+    """
     beta, dtype = math.exp(log_beta), _blocks.precision(logits.dtype)
     ones = np.ones((1, logits.shape[1]), dtype)
 
     def work(blocks: Iterator[slice], size: int) -> np.ndarray:
         sums, buffers = np.zeros(2), np.empty((2, size, logits.shape[1]), dtype)
         for at in blocks:
-            z, _ = _blocks.shifted(logits[at], at.start, buffers[0], name)
+            z, _ = _blocks.shifted(logits[at], at.start * stride, buffers[0], name, stride)
             z_y = z[np.arange(len(z)), labels[at]].astype(np.float64)
             possible = z_y > -np.inf
             _blocks.at_least(z, _blocks.LEAST / beta)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from labelsmooth.report.panels import Panel, dress, end_labels
+from labelsmooth.report.panels import Panel, dress, end_labels, shortened
 from labelsmooth.report.theme import ARMS, BLUE, GREEN, GRID, INK, MUTED, VERMILLION
 
 VERDICTS = {"helps": GREEN, "hurts": VERMILLION, "equivalent": BLUE, "inconclusive": MUTED}
@@ -24,8 +24,10 @@ def style(number: int) -> tuple[str, Any]:
 
 def band_panel(
     arms: Sequence[tuple[str, Sequence[Mapping[int, float]]]], title: str, ylabel: str, *, percent: bool = False
-) -> Panel:
+) -> Panel | None:
     """A figure by epoch: each arm's mean over seeds, and a standard deviation to both sides.
+
+    An arm is left out where its seeds have no epoch in common; without any arm there is no figure.
 
     Args:
         arms: label, and for each seed its values by epoch.
@@ -34,18 +36,20 @@ def band_panel(
         percent: they are shares.
     """
     bands = []
-    for label, seeds in arms:
+    for number, (label, seeds) in enumerate(arms):
         epochs = sorted(set.intersection(*(set(seed) for seed in seeds))) if seeds else []
-        values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
-        bands.append((label, epochs, values.mean(axis=0), values.std(axis=0, ddof=1 if len(seeds) > 1 else 0)))
+        if epochs:
+            values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
+            spread = values.std(axis=0, ddof=1 if len(seeds) > 1 else 0)
+            bands.append((number, label, epochs, values.mean(axis=0), spread))
+    if not bands:
+        return None
 
     def draw(figure: FigureBase) -> None:
         axes = figure.subplots()
         dress(axes)
         ends = []
-        for number, (label, epochs, mean, spread) in enumerate(bands):
-            if not epochs:
-                continue
+        for number, label, epochs, mean, spread in bands:
             colour, dashes = style(number)
             axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.14, linewidth=0)
             marker = "o" if len(epochs) < 16 else None
@@ -54,19 +58,18 @@ def band_panel(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=ylabel)
         axes.margins(x=0.02)
-        _focus(axes, bands)
+        _focus(axes, [(mean - spread, mean + spread) for *_, mean, spread in bands])
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         end_labels(axes, ends)
 
     form = "{:.2%}" if percent else "{:.4f}"
-    told = [f"{label} {form.format(mean[-1])}" for label, epochs, mean, _ in bands if epochs]
+    told = [f"{label} {form.format(mean[-1])}" for _, label, _, mean, _ in bands]
     return Panel(title, f"{title} by epoch, mean over seeds. At the end: {', '.join(told)}.", draw)
 
 
-def _focus(axes: Axes, bands: Sequence[tuple[str, list[int], np.ndarray, np.ndarray]]) -> None:
+def _focus(axes: Axes, ends: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     """Show the heights of all but the first quarter of the epochs: where arms differ, and not where all begin."""
-    ends = [(mean - spread, mean + spread) for _, epochs, mean, spread in bands if epochs]
     low = min(float(below[len(below) // 4 :].min()) for below, _ in ends)
     high = max(float(above[len(above) // 4 :].max()) for _, above in ends)
     if high > low:
@@ -82,7 +85,10 @@ def effect_panel(effects: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
     """
     first = effects[0]
     scale, digits, unit = (100, 2, "points") if first["unit"] == "points" else (1, 4, "")
-    names = ["\n".join(shortened(part, 16) for part in labels[effect["arm"]].split(", ")) for effect in effects]
+    names = [
+        "\n".join(shortened(part, 16) for part in labels.get(effect["arm"], effect["arm"]).split(", "))
+        for effect in effects
+    ]
 
     def draw(figure: FigureBase) -> None:
         axes = figure.subplots()
@@ -92,7 +98,7 @@ def effect_panel(effects: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
         axes.axvline(0, color=MUTED, linewidth=1)
         for place, effect in enumerate(effects):
             low, middle, high = (effect[key] * scale for key in ("low", "estimate", "high"))
-            colour = VERDICTS[effect["verdict"]]
+            colour = VERDICTS.get(effect["verdict"], MUTED)
             axes.plot([low, high], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
             axes.plot(middle, place, "o", color=colour, markersize=7)
             text = f"{signed(middle, digits)} {effect['verdict']}"
@@ -110,7 +116,8 @@ def effect_panel(effects: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
     for effect in effects:
         low, middle, high = (signed(effect[key] * scale, digits) for key in ("low", "estimate", "high"))
         interval = f"{effect['level'] * 100:.3g} % interval {low} to {high}"
-        told.append(f"{labels[effect['arm']]} {middle}{' ' * bool(unit)}{unit}, {interval}: {effect['verdict']}")
+        name = labels.get(effect["arm"], effect["arm"])
+        told.append(f"{name} {middle}{' ' * bool(unit)}{unit}, {interval}: {effect['verdict']}")
     title = first["label"][:1].upper() + first["label"][1:]
     return Panel(
         title, f"{title}, differences to the baseline. {'; '.join(told)}.", draw, height=1.0 + 0.45 * len(effects)
@@ -120,7 +127,3 @@ def effect_panel(effects: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
 def signed(value: float, digits: int) -> str:
     """A difference, which is never -0."""
     return f"{round(value, digits) + 0.0:+.{digits}f}"
-
-
-def shortened(text: str, most: int = 22) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

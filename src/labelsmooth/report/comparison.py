@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,37 @@ import numpy as np
 
 from labelsmooth.evaluation import Predictions
 from labelsmooth.evaluation.calibration import reliability
+from labelsmooth.evaluation.metrics import MOST_CONFUSED
 from labelsmooth.evaluation.rows import Rows, rows
 from labelsmooth.evaluation.selective import risk_coverage
 from labelsmooth.report import arms, plots
-from labelsmooth.report.content import Content, class_names, mistake_pictures, projected
+from labelsmooth.report.content import Content, class_count, class_names, mistake_pictures, projected
 from labelsmooth.report.panels import Panel
 from labelsmooth.report.run import CURVES
-from labelsmooth.report.sources import Source, clean
+from labelsmooth.report.sources import MAYBE, Source, clean, reason
 
 _COVERAGE = np.linspace(0.02, 1, 99)
 _TEST = "reliability, confidence, risk and coverage, and confusion"
+
+# What the files are read for, as `sources.misfit` takes it.
+_MANIFEST = {
+    "trials": ({...: {"status": str}}, None), "arms": ([object], None), "seeds": (int, None), "function": (str, None),
+}  # fmt: skip
+_MEAN = {"mean": MAYBE, "sd": MAYBE}
+_ARM = {
+    "name": str, "label": str, "seeds": [int], "val_accuracy": MAYBE, "val_nll": MAYBE, "temperature": MAYBE,
+    "expected_ece": MAYBE, "metrics": {...: _MEAN},
+}  # fmt: skip
+_EFFECT = {
+    "arm": str, "metric": str, "label": str, "unit": str, "better": str, "primary": bool, "verdict": str,
+    "estimate": MAYBE, "low": MAYBE, "high": MAYBE, "level": MAYBE, "margin": MAYBE,
+}  # fmt: skip
+_STATS = {
+    "answer": str, "arms": ([_ARM], None), "effects": ([_EFFECT], None), "notes": ([str], None),
+    "baseline": (str, None), "chosen": (str, None), "classes": ([str], None), "bins": (int, None),
+    "examples": (int, None), "complete_seeds": (int, None), "seeds": (int, None),
+    "failed": ([{"arm": str, "seed": int, "error": (str, None)}], None),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,39 +71,63 @@ class _Tested:
 def gather(folder: Path) -> Content:
     """All that can be said of a comparison, finished or not."""
     source = Source(folder)
-    manifest = source.mapping("manifest.json", "what was asked")
-    if not source.has("stats.json"):
-        source.why = "because no seed is finished in every arm yet"
-    stats = source.mapping("stats.json", "verdicts and figures")
+    manifest = source.mapping("manifest.json", "what was asked", _MANIFEST)
+    trials = list((manifest.get("trials") or {}).values())
+    done = sum(trial["status"] == "done" for trial in trials)
+    planned = len(manifest.get("arms") or ()) * (manifest.get("seeds") or 0)
+    ended = source.has("stats.json")
+    if not ended:
+        source.why = f"because the comparison has not ended: {done} of {planned} trials are done"
+    stats = source.mapping("stats.json", "verdicts and figures", _STATS)
+    if stats.get("arms") and stats.get("baseline") not in [arm["name"] for arm in stats["arms"]]:
+        source.lacks("stats.json", "verdicts and figures", "holds something else (see baseline)")
+        stats = {}
     config = source.mapping("config.yaml", "the settings")
     known: list[dict[str, Any]] = stats.get("arms") or _begun(manifest)
     effects: list[dict[str, Any]] = stats.get("effects") or []
     labels = {arm["name"]: arm["label"] for arm in known}
     content = Content("comparison.html.j2", source)
     if effects:
-        metrics = dict.fromkeys(effect["metric"] for effect in effects)
-        content.panels["effects"] = [
-            arms.effect_panel([effect for effect in effects if effect["metric"] == metric], labels)
-            for metric in metrics
-        ]
-    content.panels["curves"] = _curves(source, known)
+        content.panels["effects"] = source.attempt("the effects", lambda: _effects(effects, labels), [])
+    content.panels["curves"] = source.attempt("the curves", lambda: _curves(source, known), [])
     shown = _shown(stats, known)
-    if shown:
-        content.panels |= _figures(source, shown, stats)
-        content.mistakes = _mistakes(source, shown[-1], stats)
-    trials = list((manifest.get("trials") or {}).values())
+    tested = _tested_arms(source, shown)
+    plane = ""
+    if tested:
+        names = class_names(source, tested[0].first, stats.get("classes"), "stats.json")
+        content.panels |= _figures(source, tested, stats)
+        if len(names) > MOST_CONFUSED:
+            source.lacks("the data set", "the confusion matrices and the projection", f"has {len(names)} classes")
+        else:
+            content.panels["confusion"] = source.attempt(
+                "the confusion matrices",
+                lambda: [plots.confusion_panel(_counts(each, len(names)), names, each.label) for each in tested],
+                [],
+            )
+            content.panels["projection"], plane = source.attempt(
+                "the projection", lambda: _projection(source, tested, names), ([], "")
+            )
+        content.mistakes = source.attempt("the worst mistakes", lambda: _mistakes(source, shown[-1], names), [])
     content.variables = {
         "name": clean(folder.resolve().name),
         "folder": clean(shlex.quote(str(folder))),
-        "manifest": manifest, "config": config, "stats": stats, "labels": labels, "arms": known, "effects": effects,
+        "manifest": manifest, "config": config, "stats": stats, "labels": labels, "effects": effects,
         "primary": {effect["arm"]: effect for effect in effects if effect["primary"]},
-        "shown": shown,
+        "shown": shown, "plane": plane,
         "verdict": next((effect["verdict"] for effect in effects if effect["primary"] and shown
                          and effect["arm"] == shown[-1]["name"]), None),
-        "done": sum(trial.get("status") == "done" for trial in trials),
-        "planned": len(manifest.get("arms") or ()) * int(manifest.get("seeds") or 0),
+        "ended": ended, "done": done, "planned": planned,
     }  # fmt: skip
     return content
+
+
+def _effects(effects: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[Panel]:
+    """A panel per metric, of the effects whose figures are all finite."""
+    drawn: dict[str, list[Mapping[str, Any]]] = {}
+    for effect in effects:
+        if all(effect.get(key) is not None for key in ("estimate", "low", "high", "margin", "level")):
+            drawn.setdefault(effect["metric"], []).append(effect)
+    return [arms.effect_panel(each, labels) for each in drawn.values()]
 
 
 def _begun(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -90,7 +135,7 @@ def _begun(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: dict[str, list[int]] = {}
     for name, trial in (manifest.get("trials") or {}).items():
         arm, _, seed = name.rpartition("-")
-        if trial.get("status") == "done" and seed.isdigit():
+        if trial["status"] == "done" and seed.isdecimal():
             found.setdefault(arm, []).append(int(seed))
     return [{"name": arm, "label": arm, "seeds": sorted(seeds)} for arm, seeds in found.items()]
 
@@ -101,8 +146,9 @@ def _shown(stats: Mapping[str, Any], known: Sequence[dict[str, Any]]) -> list[di
         return []
     baseline = next(arm for arm in known if arm["name"] == stats["baseline"])
     others = [arm for arm in known if arm is not baseline]
-    best = max(others, key=lambda arm: (arm["val_accuracy"], -arm["val_nll"]))
-    return [baseline, best]
+    judged = [arm for arm in others if None not in (arm["val_accuracy"], arm["val_nll"])]
+    best = max(judged, key=lambda arm: (arm["val_accuracy"], -arm["val_nll"]), default=None)
+    return [arm for arm in (baseline, best) if arm is not None and arm["seeds"]]
 
 
 def _trial(source: Source, arm: Mapping[str, Any], seed: int) -> Source:
@@ -120,8 +166,8 @@ def _curves(source: Source, known: Sequence[Mapping[str, Any]]) -> list[Panel]:
         ("val_accuracy", "Validation accuracy", "accuracy", True), ("val_nll", "Validation NLL", "NLL, nats", False)
     ):  # fmt: skip
         lines = [(label, [line for table in found if (line := _line(table, key))]) for label, found in tables.items()]
-        if any(seeds for _, seeds in lines):
-            panels.append(arms.band_panel(lines, title, unit, percent=percent))
+        panel = arms.band_panel(lines, title, unit, percent=percent)
+        panels += [] if panel is None else [panel]
     if not panels:
         source.left_out.append("The curves: no trial has a metrics.csv with validation in it.")
     return panels
@@ -132,41 +178,60 @@ def _line(table: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
     return {int(row["epoch"]): row[key] for row in table if row[key] is not None}
 
 
-def _figures(source: Source, shown: Sequence[Mapping[str, Any]], stats: Mapping[str, Any]) -> dict[str, list[Panel]]:
-    """What the shown arms do on test, over all complete seeds."""
+def _tested_arms(source: Source, shown: Sequence[Mapping[str, Any]]) -> list[_Tested]:
+    """The shown arms that have trials, all of as many classes."""
+    if not shown:
+        return []
     results = source.table("results.csv", ("seed", "temperature"), "temperature scaling")
-    temperatures = {(row["arm"], row["seed"]): row["temperature"] for row in results}
-    tested = [each for arm in shown if (each := _tested(source, arm, temperatures)).trials]
-    if not tested:
-        return {}
-    names = class_names(tested[0].first, stats.get("classes"))
-    counts = [np.sum([_confusion(trial, len(names)) for trial in each.trials], axis=0) for each in tested]
-    lines = [
-        (arms.shortened(each.label), arms.style(stats["arms"].index(each.arm))[0], *_risk(each.trials))
-        for each in tested
-    ]
-    panels = {
-        "reliability": [panel for each in tested for panel in _reliability(each, int(stats["bins"]))],
-        "confidence": [
+    temperatures = {(row.get("arm"), row["seed"]): row["temperature"] for row in results}
+    found: list[_Tested] = []
+    for arm in shown:
+        tested = _tested(source, arm, temperatures, class_count(found[0].first) if found else None)
+        if tested.trials:
+            found.append(tested)
+    return found
+
+
+def _figures(source: Source, tested: Sequence[_Tested], stats: Mapping[str, Any]) -> dict[str, list[Panel]]:
+    """What the shown arms do on test, over all complete seeds."""
+    bins = stats.get("bins") or 15
+
+    def risk() -> list[Panel]:
+        lines = [
+            (arms.shortened(each.label), arms.style(stats["arms"].index(each.arm))[0], *_risk(each.trials))
+            for each in tested
+        ]
+        return [plots.risk_coverage_panel(lines)]
+
+    makers: dict[str, Callable[[], list[Panel]]] = {
+        "reliability": lambda: [panel for each in tested for panel in _reliability(each, bins)],
+        "confidence": lambda: [
             plots.confidence_panel(*_pooled([t.rows for t in each.trials]), f"Confidence, {each.label}")
             for each in tested
         ],
-        "risk_coverage": [plots.risk_coverage_panel(lines)],
-        "confusion": [
-            plots.confusion_panel(each_counts, names, each.label)
-            for each, each_counts in zip(tested, counts, strict=True)
-        ],
+        "risk_coverage": risk,
     }
-    panels["projection"] = []
-    for each in tested:  # the same three classes in each
+    return {name: source.attempt(name.replace("_", " and "), make, []) for name, make in makers.items()}
+
+
+def _projection(source: Source, tested: Sequence[_Tested], names: list[str]) -> tuple[list[Panel], str]:
+    """The same three classes in each arm, and through what their planes go."""
+    counts = np.sum([_counts(each, len(names)) for each in tested], axis=0)
+    panels: list[Panel] = []
+    planes: list[str] = []
+    for each in tested:
         told = Source(each.folder)
-        panels["projection"] += projected(told, [(each.label, "test", each.first)], names, np.sum(counts, axis=0))
+        drawn, plane = projected(told, [(each.label, "test", each.first)], names, counts)
+        panels += drawn
+        planes += [plane] if plane and plane not in planes else []
         source.left_out += [f"{each.label}: {line}" for line in told.left_out]
-    return panels
+    return panels, " or ".join(planes)
 
 
-def _tested(source: Source, arm: Mapping[str, Any], temperatures: Mapping[tuple[str, float], float]) -> _Tested:
-    """The trials of an arm whose predictions can be used; it is told of the others."""
+def _tested(
+    source: Source, arm: Mapping[str, Any], temperatures: Mapping[Any, float | None], count: int | None
+) -> _Tested:
+    """The trials of an arm whose predictions can be used, of `count` classes if that is known; others are told of."""
     tested = _Tested(arm)
     for seed in arm["seeds"]:
         own = _trial(source, arm, seed)
@@ -176,25 +241,30 @@ def _tested(source: Source, arm: Mapping[str, Any], temperatures: Mapping[tuple[
                 plain = rows(test.logits, test.labels)
                 temperature = temperatures.get((arm["name"], seed))
                 scaled = None if temperature is None else rows(test.logits, test.labels, temperature=temperature)
+                if count is not None and class_count(test) != count:
+                    raise ValueError(f"it has {class_count(test)} classes, and other trials have {count}")
+                count = class_count(test)
                 if not tested.trials:
                     tested.folder, tested.first = own.path, test
                 tested.trials.append(_Trial(plain, scaled, np.asarray(test.labels)))
             except ValueError as error:
-                own.lacks("predictions/test.npz", _TEST, f"cannot be evaluated ({error})")
+                own.lacks("predictions/test.npz", _TEST, f"cannot be used ({reason(error)})")
         source.left_out += [f"{arm['label']}, seed {seed}: {line}" for line in own.left_out]
     return tested
 
 
-def _mistakes(source: Source, arm: Mapping[str, Any], stats: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _mistakes(source: Source, arm: Mapping[str, Any], names: list[str]) -> list[dict[str, Any]]:
     """The worst ones of the arm's first seed."""
     own = _trial(source, arm, arm["seeds"][0])
-    pictures = mistake_pictures(own, stats.get("classes") or ())
+    pictures = mistake_pictures(own, names)
     source.left_out += [f"{arm['label']}, seed {arm['seeds'][0]}: {line}" for line in own.left_out]
     return pictures
 
 
-def _confusion(trial: _Trial, count: int) -> np.ndarray:
-    return np.bincount(trial.labels * count + trial.rows.predicted, minlength=count * count).reshape(count, count)
+def _counts(tested: _Tested, count: int) -> np.ndarray:
+    """The confusion matrix over all trials."""
+    cells = [np.bincount(trial.labels * count + trial.rows.predicted, minlength=count**2) for trial in tested.trials]
+    return np.sum(cells, axis=0).reshape(count, count)
 
 
 def _pooled(each: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +280,7 @@ def _reliability(tested: _Tested, bins: int) -> list[Panel]:
         ("ece_scaled", "temperature scaled", [trial.scaled for trial in trials if trial.scaled is not None]),
     ):
         if len(each) == len(trials):
-            cells, mean = reliability(*_pooled(each), bins), tested.arm["metrics"][key]["mean"]
+            cells, mean = reliability(*_pooled(each), bins), (tested.arm["metrics"].get(key) or {}).get("mean")
             panels.append(plots.reliability_panel(cells, mean, f"{tested.label}, {title}"))
     return panels
 

@@ -15,10 +15,9 @@ from labelsmooth.evaluation import Predictions
 from labelsmooth.evaluation.representation import project
 from labelsmooth.report.panels import Panel
 from labelsmooth.report.plots import Projection, projection_panels
-from labelsmooth.report.sources import Source, clean
+from labelsmooth.report.sources import MOST_MISTAKES, Source, clean, reason
 
 _CURVE_POINTS = 300
-_MISTAKES = 24
 _LONGEST_SIDE = 96  # of a picture in the page, in pixels
 
 
@@ -41,13 +40,19 @@ class Content:
     mistakes: list[dict[str, Any]] = field(default_factory=list)
 
 
-def class_names(test: Predictions, known: Sequence[str] | None) -> list[str]:
-    """The names that are known, or that came with the predictions; else the ids."""
-    count = np.shape(test.logits)[-1] if np.ndim(test.logits) else 0
-    for names in (known, test.classes):
-        if names is not None and len(names) == count:
-            return clean(list(names))
+def class_names(source: Source, test: Predictions, known: Sequence[str] | None, file: str) -> list[str]:
+    """The names that are known from `file`, or that came with the predictions; else the ids."""
+    count = class_count(test)
+    for names, where in ((known, file), (test.classes, "predictions/test.npz")):
+        if names is not None:
+            if len(names) == count:
+                return clean(list(names))
+            source.lacks(where, "its class names", f"names {len(names)} classes, where the logits have {count}")
     return [str(k) for k in range(count)]
+
+
+def class_count(predictions: Predictions) -> int:
+    return np.shape(predictions.logits)[-1] if np.ndim(predictions.logits) else 0
 
 
 def thinned(coverage: np.ndarray, risk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +68,7 @@ def mistake_pictures(source: Source, names: Sequence[str]) -> list[dict[str, Any
     found = source.mistakes(len(names))
     if found is None:
         return []
-    order = np.argsort(-found.confidence, kind="stable")[:_MISTAKES]
+    order = np.argsort(-found.confidence, kind="stable")[:MOST_MISTAKES]
     return [
         {
             "picture": _data_uri(found.images[k]),
@@ -87,30 +92,53 @@ def _data_uri(pixels: np.ndarray) -> str:
 
 def projected(
     source: Source, splits: Sequence[tuple[str, str, Predictions]], names: Sequence[str], confusion: np.ndarray
-) -> list[Panel]:
-    """The penultimate layer of the three classes that are confused most.
+) -> tuple[list[Panel], str]:
+    """The penultimate layer of the three classes that are confused most, all splits in one plane.
 
     Args:
         source: the folder of the predictions.
         splits: a panel's title, its split, and that split's predictions.
         names: of the classes.
         confusion: ``[K, K]``.
+
+    Returns:
+        The panels, and through what of the classes their plane goes.
     """
     without, shown = "the projection of the penultimate layer", []
     if len(names) < 3:
         source.lacks("the data set", without, f"has {len(names)} classes, and a projection needs three")
-        return []
+        return [], ""
     classes = most_confused(confusion)
+    templates = next((each.templates for _, _, each in splits if each.templates is not None), None)
+    plane, corner = "templates (the last layer's rows)", "its template"
     for title, split, each in splits:
         file = f"predictions/{split}.npz"
         if each.features is None:
             source.lacks(file, without, "holds no features")
             continue
         try:
-            shown.append(Projection(title, *project(each.features, each.labels, each.templates, classes)))
+            with np.errstate(all="ignore"):
+                if templates is None:
+                    templates = _means(each, classes)
+                    plane, corner = "mean features", f"its mean over the {split} examples, as there are no templates"
+                found = Projection(title, corner, *project(each.features, each.labels, templates, classes))
+            if not (np.isfinite(found.points).all() and np.isfinite(found.corners).all()):
+                raise ValueError("features and templates must be finite")
+            shown.append(found)
         except ValueError as error:
-            source.lacks(file, without, f"cannot be projected ({error})")
-    return projection_panels(shown, names, classes) if shown else []
+            source.lacks(file, without, f"cannot be projected ({reason(error)})")
+    return (projection_panels(shown, names, classes), plane) if shown else ([], "")
+
+
+def _means(predictions: Predictions, classes: Sequence[int]) -> np.ndarray | None:
+    """Mean features ``[K, D]`` of the three classes, 0 elsewhere; None where one has none, which `project` tells."""
+    features, labels = np.asarray(predictions.features), np.asarray(predictions.labels)
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not set(classes) <= set(labels.tolist()):
+        return None
+    means = np.zeros((max(classes) + 1, features.shape[1]))
+    for k in classes:
+        means[k] = features[labels == k].mean(axis=0, dtype=np.float64)
+    return means
 
 
 def most_confused(confusion: np.ndarray) -> tuple[int, int, int]:

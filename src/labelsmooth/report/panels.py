@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
@@ -41,6 +42,15 @@ class Panel:
     height: float = 3.3
 
 
+@contextmanager
+def own_look() -> Iterator[None]:
+    """Matplotlib's own settings, whatever a user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@own_look()
 def alone(panel: Panel) -> Figure:
     """A figure of the panel, without its title."""
     figure = _empty(panel.width, panel.height)
@@ -48,6 +58,7 @@ def alone(panel: Panel) -> Figure:
     return figure
 
 
+@own_look()
 def together(panels: Sequence[Panel], columns: int = 2) -> Figure:
     """A figure of all panels with their titles, in rows of `columns`."""
     columns = min(columns, len(panels))
@@ -62,6 +73,7 @@ def together(panels: Sequence[Panel], columns: int = 2) -> Figure:
     return figure
 
 
+@own_look()
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all."""
     with _files.replacing(path) as temporary, as_written(figure):
@@ -107,6 +119,10 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]], gap: float 
     for height, place, (_, name, colour) in zip(heights, _spread(heights, gap), ordered, strict=True):
         axes.plot([1.0, 1.035], [height, place], color=colour, linewidth=1.3, transform=across, clip_on=False)
         axes.text(1.05, place, name, color=INK, fontsize=9, va="center", transform=across)
+
+
+def shortened(text: str, most: int = 22) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _spread(places: Sequence[float], gap: float) -> list[float]:

@@ -16,23 +16,33 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from labelsmooth import _checks
 from labelsmooth.evaluation.calibration import Reliability
-from labelsmooth.report.panels import Panel, dress, end_labels, together
+from labelsmooth.report.panels import Panel, dress, end_labels, shortened, together
 from labelsmooth.report.theme import BLUE, GREEN, INK, MUTED, PAPER, VERMILLION
 
 FORMATS = (".png", ".svg", ".pdf")
 _POINTS = 150  # of a class, in a projection
+_MOST_CLASSES, _MOST_CELLS = 200, 300  # of a confusion matrix as it is; of the side of one that is summed up
 _THREE = ((BLUE, "o"), (VERMILLION, "^"), (GREEN, "s"))  # the classes of a projection
 _SHARES = LinearSegmentedColormap.from_list("shares", [to_rgba(BLUE, 0.0), to_rgba(BLUE, 1.0)])  # on any background
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Examples of three classes in a plane: points ``[n, 2]``, labels ``[n]``, the templates' points ``[3, 2]``."""
+    """Examples of three classes in a plane.
+
+    Attributes:
+        title: of the panel.
+        corner: what the three corners of the plane are, each to its class.
+        points: ``[n, 2]``.
+        labels: ``[n]``.
+        corners: ``[3, 2]``.
+    """
 
     title: str
+    corner: str
     points: np.ndarray
     labels: np.ndarray
-    templates: np.ndarray
+    corners: np.ndarray
 
 
 def check_file(path: Path) -> None:
@@ -126,18 +136,20 @@ def _last(rows: Sequence[Mapping[str, Any]], lines: Mapping[str, tuple[str, str,
 def confusion_panel(counts: np.ndarray, names: Sequence[str], title: str = "Confusion on test") -> Panel:
     """The confusion matrix, rows are true classes."""
     count = len(counts)
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
+    block = -(-count // _MOST_CELLS) if count > _MOST_CLASSES else 1
+    cells = _summed(counts, block)
+    shares = cells / np.maximum(1, cells.sum(axis=1, keepdims=True))
+    ends = (-0.5, len(cells) * block - 0.5, len(cells) * block - 0.5, -0.5)
+    short = [shortened(name, 20) for name in names]
     longest = max(map(len, short)) if count <= 40 else 0
 
     def draw(figure: FigureBase) -> None:
         axes = figure.subplots()
         dress(axes, grid="")
         axes.spines[["left", "bottom"]].set_visible(False)
-        axes.imshow(
-            np.sqrt(shares), cmap=_SHARES, vmin=0, vmax=1, interpolation="none" if count <= 100 else "antialiased"
-        )
-        axes.set(xlabel="predicted", ylabel="true")
+        darkest = 1.45 if count <= 20 else 1.0  # with counts in it: pale enough for ink
+        axes.imshow(np.sqrt(shares), cmap=_SHARES, vmin=0, vmax=darkest, interpolation="none", extent=ends)
+        axes.set(xlabel="predicted", ylabel="true", xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
         if longest:
             turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if longest > 2 else {}
             axes.set_xticks(range(count), short, **turned)
@@ -145,19 +157,26 @@ def confusion_panel(counts: np.ndarray, names: Sequence[str], title: str = "Conf
             axes.tick_params(length=0, labelcolor=INK)
         if count <= 20:
             for row, column in np.argwhere(counts > 0):
-                colour = "#fefefe" if shares[row, column] > 0.6 else INK  # that white stays white on a dark screen
-                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8.5)
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=INK, fontsize=8.5)
 
     right = int(np.trace(counts))
     side = min(12.0, max(3.6, 0.42 * count + 0.075 * longest + 0.8))
     return Panel(
         title, f"Confusion matrix of {count} classes: {right} of {counts.sum()} examples are on its diagonal.", draw,
-        "Rows are true classes, columns predictions; the darker, the larger the share of the true class.",
+        "Rows are true classes, columns predictions; the darker, the larger the share of the true class."
+            + (f" A cell stands for {block} × {block} neighbouring classes." if block > 1 else ""),
         width=side, height=side,
     )  # fmt: skip
 
 
-def reliability_panel(cells: Reliability, ece: float, title: str) -> Panel:
+def _summed(counts: np.ndarray, block: int) -> np.ndarray:
+    """Sums over squares of `block` x `block` cells."""
+    size = -(-len(counts) // block)
+    padded = np.pad(counts, (0, size * block - len(counts)))
+    return padded.reshape(size, block, size, block).sum(axis=(1, 3))
+
+
+def reliability_panel(cells: Reliability, ece: float | None, title: str) -> Panel:
     """Accuracy by confidence, with the count of each bin below."""
     filled = cells.counts > 0
     edges, counts = cells.edges[:-1], cells.counts
@@ -183,12 +202,13 @@ def reliability_panel(cells: Reliability, ece: float, title: str) -> Panel:
         below.spines["left"].set_visible(False)
         below.xaxis.set_major_formatter(PercentFormatter(1.0))
 
+    told_ece = "ECE unknown" if ece is None else f"ECE {ece:.4f}"
     told = "; ".join(
         f"{int(n)} at confidence {c:.0%}: {a:.0%}" for n, c, a in zip(counts[filled], confidence, accuracy, strict=True)
     )
     return Panel(
-        f"{title}: ECE {ece:.4f}",
-        f"Reliability diagram, {title}, ECE {ece:.4f} with {len(counts)} bins. Accuracy by bin: {told}.",
+        f"{title}: {told_ece}",
+        f"Reliability diagram, {title}, {told_ece} with {len(counts)} bins. Accuracy by bin: {told}.",
         draw, height=4.0,
     )  # fmt: skip
 
@@ -230,13 +250,12 @@ def confidence_panel(confidence: np.ndarray, hits: np.ndarray, title: str = "Con
 
 
 def risk_coverage_panel(
-    lines: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]], title: str = "Risk and coverage"
+    lines: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.ndarray | None]],
 ) -> Panel:
     """The error rate among the most confident, by how many of them are kept.
 
     Args:
         lines: name, colour, coverage, risk, and perhaps the risk's standard deviation over seeds.
-        title: of the panel.
     """
 
     def draw(figure: FigureBase) -> None:
@@ -259,20 +278,20 @@ def risk_coverage_panel(
         for name, _, coverage, risk, _ in lines
     ]
     return Panel(
-        title, f"Risk-coverage curve. {'; '.join(told)}.", draw,
+        "Risk and coverage", f"Risk-coverage curve. {'; '.join(told)}.", draw,
         "Keep only the most confident predictions (coverage): how many of those are wrong (risk)? Lower is better.",
     )  # fmt: skip
 
 
 def projection_panels(splits: Sequence[Projection], names: Sequence[str], classes: Sequence[int]) -> list[Panel]:
-    """The penultimate layer of three classes in the plane through their templates, all splits on one scale.
+    """The penultimate layer of three classes in the plane through its corners, all splits on one scale.
 
     Args:
         splits: what to show.
         names: of all classes.
         classes: the three.
     """
-    corners = np.concatenate([part for each in splits for part in (each.points, each.templates)])
+    corners = np.concatenate([part for each in splits for part in (each.points, each.corners)])
     middle, reach = (corners.max(axis=0) + corners.min(axis=0)) / 2, 0.58 * np.ptp(corners, axis=0).max()
     return [_projection_panel(each, names, classes, middle, reach) for each in splits]
 
@@ -280,7 +299,7 @@ def projection_panels(splits: Sequence[Projection], names: Sequence[str], classe
 def _projection_panel(
     split: Projection, names: Sequence[str], classes: Sequence[int], middle: np.ndarray, reach: float
 ) -> Panel:
-    short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
+    short = [shortened(name, 20) for name in names]
 
     def draw(figure: FigureBase) -> None:
         axes = figure.subplots()
@@ -289,20 +308,20 @@ def _projection_panel(
         axes.set(xticks=[], yticks=[], aspect="equal")
         axes.set(xlim=middle[0] + [-reach, reach], ylim=middle[1] + [-reach, reach])
         generator = np.random.default_rng(0)
-        for label, (colour, marker), template in zip(classes, _THREE, split.templates, strict=True):
+        for label, (colour, marker), corner in zip(classes, _THREE, split.corners, strict=True):
             own = split.points[split.labels == label]
             own = own[np.sort(generator.permutation(len(own))[:_POINTS])]
             axes.plot(*own.T, marker, color=colour, alpha=0.5, markersize=4.5, markeredgewidth=0)
-            axes.plot(*template, marker, color=colour, markersize=9, markeredgecolor=INK, markeredgewidth=1.2)
-            outwards = 13 * _direction(template - split.templates.mean(axis=0))
-            axes.annotate(short[label], template, tuple(outwards), textcoords="offset points", fontsize=9.5, color=INK,
+            axes.plot(*corner, marker, color=colour, markersize=9, markeredgecolor=INK, markeredgewidth=1.2)
+            outwards = 13 * _direction(corner - split.corners.mean(axis=0))
+            axes.annotate(short[label], corner, tuple(outwards), textcoords="offset points", fontsize=9.5, color=INK,
                           weight="bold", va="center", ha="left" if outwards[0] >= 0 else "right",
                           bbox={"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 1.5})  # fmt: skip
 
     counts = ", ".join(f"{int((split.labels == label).sum())} of {names[label]}" for label in classes)
-    alt = f"Projection of the penultimate layer, {split.title}: {counts}, in the plane through three templates."
+    alt = f"Projection of the penultimate layer, {split.title}: {counts}, outlined for each: {split.corner}."
     return Panel(
-        split.title, alt, draw, f"At most {_POINTS} of each class; outlined: its template.", width=4.4, height=4.2
+        split.title, alt, draw, f"At most {_POINTS} of each class; outlined: {split.corner}.", width=4.4, height=4.2
     )
 
 

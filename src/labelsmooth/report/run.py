@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from labelsmooth.evaluation import Evaluation, Predictions, evaluate
+from labelsmooth.evaluation import Evaluation, Predictions, check_disjoint, evaluate
 from labelsmooth.evaluation.rows import rows
 from labelsmooth.evaluation.selective import risk_coverage
 from labelsmooth.report import plots
-from labelsmooth.report.content import Content, class_names, mistake_pictures, projected, thinned
+from labelsmooth.report.content import Content, class_count, class_names, mistake_pictures, projected, thinned
 from labelsmooth.report.panels import Panel
-from labelsmooth.report.sources import Source, clean
+from labelsmooth.report.sources import MAYBE, NUMBER, Source, clean, reason
 from labelsmooth.report.theme import BLUE, VERMILLION
 
 CURVES = (
@@ -28,6 +29,18 @@ CURVES = (
     "val_accuracy",
 )
 _CONFUSIONS = 8
+_TEST, _VAL = "predictions/test.npz", "predictions/val.npz"
+
+# What the files are read for, as `sources.misfit` takes it.
+_NAME = (str, None)
+_DATA = {
+    "name": _NAME, "source": _NAME, "sha256": _NAME, "classes": ([str], None), "examples": ({...: int}, None),
+    "noise": ({"asked": str, "changed": int, "of": int}, None),
+}  # fmt: skip
+_SUMMARY = {
+    "model": str, "data": str, "epochs": NUMBER, "seed": NUMBER, "smoothing": NUMBER, "method": _NAME,
+    "test": {"accuracy": NUMBER, "examples": int}, "best": ({"epoch": NUMBER}, None),
+}  # fmt: skip
 
 
 def gather(folder: Path) -> Content:
@@ -37,78 +50,103 @@ def gather(folder: Path) -> Content:
         source.why = "" if source.has("summary.json") else "because the run has not finished"
     else:
         source.why = "because nothing but predictions was written here"
-    config = source.mapping("config.yaml", "the settings")
-    data = source.mapping("data.json", "what the data are")
+    config = source.mapping("config.yaml", "the settings", {"epochs": MAYBE})
+    data = source.mapping("data.json", "what the data are", _DATA)
     env = source.mapping("env.json", "versions and hardware")
-    summary = source.mapping("summary.json", "the summary") if source.has("summary.json") else {}
+    summary = source.mapping("summary.json", "the summary", _SUMMARY) if source.has("summary.json") else {}
     curves = source.table("metrics.csv", CURVES, "the curves")
     test = source.predictions("test", "everything about the test set")
-    names: list[str] = [] if test is None else class_names(test, data.get("classes"))
+    names: list[str] = [] if test is None else class_names(source, test, data.get("classes"), "data.json")
     evaluation = None if test is None else _evaluate(source, test, names)
     content = Content("run.html.j2", source)
+    counts, plane = None if evaluation is None else evaluation.confusion, ""
     if curves:
-        content.panels["curves"] = plots.curve_panels(curves, curves[-1]["smoothing"] or 0.0)
+        smoothing = curves[-1]["smoothing"] or 0.0
+        content.panels["curves"] = source.attempt("the curves", lambda: plots.curve_panels(curves, smoothing), [])
     if evaluation is not None and test is not None:
-        content.panels |= _panels(evaluation, names)
-        content.panels["projection"] = _projection(source, test, names, evaluation.confusion)
-        content.mistakes = mistake_pictures(source, names)
+        content.panels |= _panels(source, evaluation)
+        if counts is None:
+            source.lacks("the data set", "the confusion matrix and the projection", f"has {len(names)} classes")
+        else:
+            content.panels["confusion"] = source.attempt(
+                "the confusion matrix", lambda: [plots.confusion_panel(counts, names)], []
+            )
+            content.panels["projection"], plane = source.attempt(
+                "the projection", lambda: _projection(source, test, names, counts), ([], "")
+            )
+        content.mistakes = source.attempt("the worst mistakes", lambda: mistake_pictures(source, names), [])
     content.variables = {
         "name": clean(folder.resolve().name),
         "folder": clean(shlex.quote(str(folder))),
-        "finished": bool(summary),
+        "finished": source.has("summary.json"),
         "config": config, "data": data, "env": env, "summary": summary,
         "last": curves[-1] if curves else None,
-        "best": max((row for row in curves if row["val_accuracy"] is not None), default=None,
+        "best": max((row for row in curves if None not in (row["val_accuracy"], row["val_nll"])), default=None,
                     key=lambda row: (row["val_accuracy"], -row["val_nll"])),
-        "evaluation": evaluation, "class_names": names,
+        "evaluation": evaluation, "class_names": names, "plane": plane,
         "scaled_ece": next((m.value for m in evaluation.scaled if m.key == "ece"), None) if evaluation else None,
         "metrics": [] if evaluation is None else _metrics(evaluation),
-        "confusions": [] if evaluation is None else _confusions(evaluation.confusion, names),
+        "confusions": [] if counts is None else _confusions(counts, names),
         "log": source.log(),
     }  # fmt: skip
     return content
 
 
 def _evaluate(source: Source, test: Predictions, names: list[str]) -> Evaluation | None:
-    val = source.predictions("val", "temperature scaling")
+    val, without = source.predictions("val", "temperature scaling"), "everything about the test set"
     if val is not None:
         try:
+            if class_count(val) != class_count(test):
+                raise ValueError(f"it has {class_count(val)} classes, and test has {class_count(test)}")
             rows(val.logits, val.labels)
-        except ValueError as error:
-            source.lacks("predictions/val.npz", "temperature scaling", f"cannot be evaluated ({error})")
+            check_disjoint(test, val)
+        except (ValueError, TypeError) as error:
+            source.lacks(_VAL, "temperature scaling", f"cannot be used ({reason(error)})")
             val = None
     validation = None if val is None else (val.logits, val.labels)
-    try:
-        return evaluate(test.logits, test.labels, names, validation=validation, features=test.features)
-    except ValueError as error:
-        source.lacks("predictions/test.npz", "everything about the test set", f"cannot be evaluated ({error})")
-        return None
+    problem = None
+    for features in (test.features, None):
+        try:
+            evaluation = evaluate(test.logits, test.labels, names, validation=validation, features=features)
+        except ValueError as error:
+            problem = problem or error
+        else:
+            if problem is not None:
+                source.lacks(_TEST, "class separation", f"holds features that cannot be used ({reason(problem)})")
+            return evaluation
+    source.lacks(_TEST, without, f"cannot be evaluated ({reason(problem)})")
+    return None
 
 
-def _panels(evaluation: Evaluation, names: list[str]) -> dict[str, list[Panel]]:
-    test, scaled = evaluation.rows, evaluation.scaled_reliability
-    reliability = [
-        plots.reliability_panel(evaluation.reliability, evaluation.metric("ece").value, "Before temperature scaling")
-    ]
-    if scaled is not None:
-        ece = next(metric.value for metric in evaluation.scaled if metric.key == "ece")
-        title = f"After temperature scaling, T = {evaluation.temperature:.3g}"
-        reliability.append(plots.reliability_panel(scaled, ece, title))
-    lines = [
-        (name, colour, *thinned(*risk_coverage(score, test.hits)), None)
-        for name, colour, score in (
-            ("by confidence", BLUE, test.confidence), ("by normalised logits", VERMILLION, test.normalised)
-        )
-    ]  # fmt: skip
-    return {
+def _panels(source: Source, evaluation: Evaluation) -> dict[str, list[Panel]]:
+    test = evaluation.rows
+
+    def reliability() -> list[Panel]:
+        ece, scaled = evaluation.metric("ece").value, evaluation.scaled_reliability
+        panels = [plots.reliability_panel(evaluation.reliability, ece, "Before temperature scaling")]
+        if scaled is not None:
+            ece = next(metric.value for metric in evaluation.scaled if metric.key == "ece")
+            title = f"After temperature scaling, T = {evaluation.temperature:.3g}"
+            panels.append(plots.reliability_panel(scaled, ece, title))
+        return panels
+
+    def risk() -> list[Panel]:
+        scores = (("by confidence", BLUE, test.confidence), ("by normalised logits", VERMILLION, test.normalised))
+        return [
+            plots.risk_coverage_panel(
+                [(name, colour, *thinned(*risk_coverage(score, test.hits)), None) for name, colour, score in scores]
+            )
+        ]
+
+    makers: dict[str, Callable[[], list[Panel]]] = {
         "reliability": reliability,
-        "confidence": [plots.confidence_panel(test.confidence, test.hits)],
-        "risk_coverage": [plots.risk_coverage_panel(lines)],
-        "confusion": [plots.confusion_panel(evaluation.confusion, names)],
+        "confidence": lambda: [plots.confidence_panel(test.confidence, test.hits)],
+        "risk_coverage": risk,
     }
+    return {name: source.attempt(name.replace("_", " and "), make, []) for name, make in makers.items()}
 
 
-def _projection(source: Source, test: Predictions, names: list[str], confusion: np.ndarray) -> list[Panel]:
+def _projection(source: Source, test: Predictions, names: list[str], confusion: np.ndarray) -> tuple[list[Panel], str]:
     train = source.predictions("train", "the projection of training examples")
     splits = [] if train is None else [("Training examples", "train", train)]
     return projected(source, [*splits, ("Test examples", "test", test)], names, confusion)

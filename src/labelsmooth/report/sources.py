@@ -8,17 +8,23 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
 from labelsmooth import _files
 from labelsmooth._errors import DataError
+from labelsmooth._text import printable
 from labelsmooth.evaluation import Predictions, load_predictions
 
+T = TypeVar("T")
+MOST_MISTAKES = 24
+NUMBER = (int, float)
+MAYBE = (int, float, None)
 _LOG_LINES = 5
 
 
@@ -57,28 +63,40 @@ class Source:
         if line not in self.left_out:
             self.left_out.append(line)
 
-    def mapping(self, name: str, without: str) -> dict[str, Any]:
-        """A JSON or YAML file; empty where there is none."""
+    def mapping(self, name: str, without: str, shape: Mapping[Any, Any] | None = None) -> dict[str, Any]:
+        """A JSON or YAML file of the shape that is written here (see `misfit`); empty where it is another."""
         try:
             text = (self.path / name).read_text(encoding="utf-8")
             value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
             if not isinstance(value, dict):
                 raise ValueError("it holds no mapping")
-            return clean(value)
+            value = clean(value)
+            if odd := misfit(value, shape or {}):
+                self.lacks(name, without, f"holds something else (see {odd})")
+                return {}
+            return value
         except FileNotFoundError:
             self.lacks(name, without)
+        except RecursionError:
+            self.lacks(name, without, "cannot be read (it is nested too deeply, or holds itself)")
         except (OSError, ValueError, yaml.YAMLError) as error:
-            self.lacks(name, without, f"cannot be read ({str(error).splitlines()[0]})")
+            self.lacks(name, without, f"cannot be read ({reason(error)})")
         return {}
 
     def table(self, name: str, numbers: tuple[str, ...], without: str) -> list[dict[str, Any]]:
-        """The rows of a CSV file, with the columns `numbers` as floats (None where empty or nan)."""
+        """The rows of a CSV file, with the columns `numbers` as floats (None where empty or nan).
+
+        Rows without the first of these columns are left out.
+        """
         try:
             with (self.path / name).open(encoding="utf-8", newline="") as file:
                 rows: list[dict[str, Any]] = clean(list(csv.DictReader(file)))
             for row in rows:
                 row.update({column: _number(row[column]) for column in numbers})
-            return rows
+            whole = [row for row in rows if row[numbers[0]] is not None]
+            if len(whole) < len(rows):
+                self.lacks(name, f"some of {without}", f"has {len(rows) - len(whole)} rows without {numbers[0]}")
+            return whole
         except FileNotFoundError:
             self.lacks(name, without)
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
@@ -100,15 +118,26 @@ class Source:
         """The worst mistakes with their pictures."""
         name, without = "predictions/mistakes.npz", "the pictures of the worst mistakes"
         try:
-            with np.load(self.path / name, allow_pickle=False) as file:
+            file = np.load(self.path / name, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            with file:
                 found = Mistakes(*(file[key] for key in Mistakes.__dataclass_fields__))
             _check(found, classes)
             return found
         except FileNotFoundError:
             self.lacks(name, without)
         except (*_files.NPZ_DAMAGE, KeyError) as error:
-            self.lacks(name, without, f"cannot be read ({error})")
+            self.lacks(name, without, f"cannot be read ({reason(error)})")
         return None
+
+    def attempt(self, without: str, make: Callable[[], T], otherwise: T) -> T:
+        """What `make` gives. Where it fails a line says so: files can be odd in more ways than anyone foresees."""
+        try:
+            return make()
+        except Exception as error:
+            self.lacks("what the files hold", without, f"cannot be shown ({type(error).__name__}: {reason(error)})")
+            return otherwise
 
     def log(self) -> list[str]:
         """The last lines of the log."""
@@ -119,10 +148,34 @@ class Source:
         return [printable(line) for line in lines[-_LOG_LINES:]]
 
 
-def printable(text: str) -> str:
-    """`text` as valid UTF-8 on one line: control characters stand as escapes."""
-    valid = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in valid)
+def reason(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def misfit(value: Any, shape: Any, where: str = "") -> str:
+    """The first place in `value` that is not as `shape` says; "" where all is.
+
+    Args:
+        value: of a JSON or YAML file.
+        shape: a type, None, a list of one shape, a mapping of keys to shapes (a key that is missing counts as None, and
+            the key ... stands for all), or a tuple of shapes that will all do.
+        where: `value` is found.
+    """
+    if isinstance(shape, tuple):
+        return "" if any(not misfit(value, each, where) for each in shape) else where
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return where
+        parts = [(item, shape[0], f"{where}[{k}]") for k, item in enumerate(value)]
+    elif isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return where
+        wanted = dict.fromkeys(value, shape[...]) if ... in shape else shape
+        parts = [(value.get(key), each, f"{where}.{key}".lstrip(".")) for key, each in wanted.items()]
+    else:
+        return "" if (value is None if shape is None else isinstance(value, shape)) else where
+    return next(filter(None, (misfit(*part) for part in parts)), "")
 
 
 def clean(value: Any) -> Any:
@@ -154,3 +207,7 @@ def _check(found: Mistakes, classes: int) -> None:
     for ids in (found.labels, found.predicted):
         if ids.dtype.kind not in "iu" or (count and not 0 <= ids.min() <= ids.max() < classes):
             raise ValueError(f"class ids lie outside 0..{classes - 1}")
+    if found.confidence.dtype.kind not in "fiu" or not np.isfinite(found.confidence).all():
+        raise ValueError("confidence holds something else than numbers")
+    if found.index.dtype.kind not in "iu":
+        raise ValueError(f"index is {found.index.dtype}")

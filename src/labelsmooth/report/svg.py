@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from markupsafe import Markup, escape
 
-from labelsmooth.report.panels import Panel, alone, as_written
+from labelsmooth.report.panels import Panel, alone, as_written, own_look
 from labelsmooth.report.theme import THEME
 
 _TAG = re.compile(r"<[^<>]*>")  # matplotlib writes < and > of texts as entities
@@ -19,6 +19,7 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _FONT = re.compile(r"font: (?:(bold|\d+) )?([\d.]+px)[^;\"]*")
 
 
+@own_look()
 def inline(panel: Panel, prefix: str) -> Markup:
     """The panel as an ``<svg>`` element.
 

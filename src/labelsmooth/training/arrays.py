@@ -138,12 +138,18 @@ def as_labels(array: np.ndarray, where: str) -> np.ndarray:
         raise DataError(f"{where} has the shape {array.shape}; labels must be [N] or [N, 1]")
     if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8")
-    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.floor(array)).all():
+    if array.dtype.kind == "f" and whole(array).all():
         array = array.astype(np.int64)
     if array.dtype.kind not in "iubU" or (array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1):
         first = ""
         if array.dtype.kind == "f":
-            wrong = int(np.argmax(~np.isfinite(array) | (array != np.floor(array))))
+            wrong = int(np.argmin(whole(array)))
             first = f"; the first is {array[wrong]}, at position {wrong} (from 0)"
         raise DataError(f"{where} has {array.dtype} values that are neither class ids nor names{first}")
     return array if array.dtype.kind == "U" else array.astype(np.int64)
+
+
+def whole(values: np.ndarray) -> np.ndarray:
+    """Which floats are whole numbers that int64 holds, bool ``[N]``."""
+    values = values.astype(np.float64)
+    return (np.abs(values) < 2.0**63) & (values == np.floor(values))

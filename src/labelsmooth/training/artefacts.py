@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from labelsmooth import _files
-from labelsmooth.evaluation import Predictions
+from labelsmooth.evaluation import Rows
+from labelsmooth.report.sources import MOST_MISTAKES
 from labelsmooth.training.data import Split
 
 MOST_SAMPLED = 10_000
-MOST_MISTAKES = 24
 
 
 def sample(split: Split, count: int) -> Split:
@@ -26,7 +26,7 @@ def sample(split: Split, count: int) -> Split:
     return split.take(np.sort(by_class[np.arange(count) * len(split) // max(1, count)]))
 
 
-def save_mistakes(split: Split, predictions: Predictions, path: Path) -> None:
+def save_mistakes(split: Split, rows: Rows, path: Path) -> None:
     """Write the examples that are wrong with the highest confidence, at most `MOST_MISTAKES`, the worst first.
 
     The arrays are `images` ``uint8[n, H, W, C]``, `labels` and `predicted` ``int64[n]``, `confidence` ``float64[n]``
@@ -34,16 +34,13 @@ def save_mistakes(split: Split, predictions: Predictions, path: Path) -> None:
 
     Args:
         split: the examples.
-        predictions: what was predicted for them, in their order.
+        rows: the figures of each, in their order.
         path: an ``.npz`` file.
     """
-    predicted = predictions.logits.argmax(1)
-    shifted = predictions.logits.astype(np.float64) - predictions.logits.max(1, keepdims=True)
-    confidence = 1.0 / np.exp(shifted).sum(1)
-    wrong = np.flatnonzero(predicted != split.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")[:MOST_MISTAKES]]
+    wrong = np.flatnonzero(~rows.hits)
+    worst = wrong[np.argsort(-rows.confidence[wrong], kind="stable")[:MOST_MISTAKES]]
     with _files.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(
-            file, images=split.pixels(worst), labels=split.labels[worst], predicted=predicted[worst],
-            confidence=confidence[worst], index=split.index[worst],
+            file, images=split.pixels(worst), labels=split.labels[worst], predicted=rows.predicted[worst],
+            confidence=rows.confidence[worst], index=split.index[worst],
         )  # fmt: skip

@@ -237,6 +237,9 @@ def gather(
     size = None if image_size is None else _checks.class_count(image_size, "image_size", least=4)
     asked = None if noise is None else checked(noise)
     listing = find(source, image_column=image_column, label_column=label_column, download=progress.download)
+    if len(listing.labels) and "train" not in listing.splits:
+        held = ", ".join(name for name in SPLITS if name in listing.splits)
+        raise DataError(f"{source} has no training example, but {held} only; there must be a split train")
     classes, ids = _numbered(listing, str(source))
     _check_names(classes)
     noisy, content = ids, b""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labelsmooth._errors import DataError
+from labelsmooth._text import printable as printable
 from labelsmooth.training.images import Decoded
 
 SPLITS = ("train", "val", "test")
@@ -58,12 +59,6 @@ class Listing:
     decode: Callable[[int | None, Progress], Decoded]
     skipped: tuple[str, ...] = ()
     other_labels: Callable[[str], np.ndarray] | None = None
-
-
-def printable(name: str) -> str:
-    """A file's or class's name on one line of valid text: other bytes and control characters stand as escapes."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_file_per_split(names: list[str], where: str) -> dict[str, str]:

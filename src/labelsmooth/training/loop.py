@@ -207,7 +207,7 @@ class Training:
 
         Raises:
             Stopped: asked to stop; everything is saved.
-            TrainingError: the loss became nan or inf, or the device's memory is too small.
+            TrainingError: the loss or a validation logit became nan or inf, or the device's memory is too small.
         """
         for epoch in range(len(self.rows), self.epochs):
             began, before = time.perf_counter(), self._running.seconds if self._running is not None else 0.0
@@ -216,6 +216,7 @@ class Training:
                 better = False
                 if len(self.data.val):
                     logits = self.predict(self.data.val).logits
+                    self._check_logits(logits, epoch, row["lr"])
                     row["val_nll"] = float(nll(logits, self.data.val.labels).mean())
                     row["val_accuracy"] = float((logits.argmax(1) == self.data.val.labels).mean())
                     better = self.best is None or (row["val_accuracy"], -row["val_nll"]) > (
@@ -391,12 +392,23 @@ class Training:
         wrong = ~losses[first:last].isfinite()
         if bool(wrong.any()):
             step = first + int(wrong.int().argmax())
-            kept = f"the checkpoint after {self.saved} is kept" if self.saved else "there is no checkpoint yet"
             raise TrainingError(
                 f"the loss became {float(losses[step])} in epoch {epoch + 1}, step {step + 1}, "
-                f"at learning rate {lr:g}; {kept}; try a lower --lr"
+                f"at learning rate {lr:g}; {self._kept()}; try a lower --lr"
             )
         return last
+
+    def _check_logits(self, logits: np.ndarray, epoch: int, lr: float) -> None:
+        """Stop at validation logits that are nan or inf, before they are saved or become the best."""
+        wrong = logits[~np.isfinite(logits)]
+        if wrong.size:
+            raise TrainingError(
+                f"validation gives logits of {wrong[0]} after epoch {epoch + 1}, at learning rate {lr:g}; "
+                f"{self._kept()}; try a lower --lr"
+            )
+
+    def _kept(self) -> str:
+        return f"the checkpoint after {self.saved} is kept" if self.saved else "there is no checkpoint yet"
 
     @torch.inference_mode()
     def predict(self, split: Split) -> Predictions:

@@ -121,12 +121,10 @@ class RunFolder:
     def predictions_file(self, split: str) -> Path:
         return self.path / "predictions" / f"{split}.npz"
 
-    def plot_file(self, name: str) -> Path:
-        return self.path / "plots" / f"{name}.png"
-
     @property
     def finished(self) -> bool:
-        return (self.path / "summary.json").is_file()
+        """Its figures are there, and its pictures, which come last."""
+        return (self.path / "summary.json").is_file() and (self.path / "report.html").is_file()
 
     def sweep(self) -> None:
         """Remove files that a killed process left half-written."""
@@ -135,8 +133,12 @@ class RunFolder:
                 path.unlink()
 
     def reopen(self) -> None:
-        """Make a finished run an unfinished one."""
-        (self.path / "summary.json").unlink(missing_ok=True)
+        """Make a finished run an unfinished one: no figure or picture of its weights stays beside later ones."""
+        predictions, plots = (
+            (self.path / name).glob(f"*{end}") for name, end in (("predictions", ".npz"), ("plots", ".png"))
+        )
+        for path in (*predictions, *plots, self.path / "report.html", self.path / "summary.json"):
+            path.unlink(missing_ok=True)
 
     def write_settings(self, settings: Settings) -> None:
         text = "# What this run was told. `labelsmooth train --config THIS_FILE` runs it again.\n"
@@ -201,10 +203,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise DataError(f"{path} must hold option names and values, such as `smoothing: 0.1`")
-    return {key.replace("-", "_"): _number(value) for key, value in values.items()}
+    return {key.replace("-", "_"): number(value) for key, value in values.items()}
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
     """YAML 1.1 takes 5e-3 for a string; here it is the number that its writer meant."""
     exponent = isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value)
     return float(value) if exponent else value

@@ -26,11 +26,16 @@ from labelsmooth.training.run import RunFolder, Settings, environment
 
 @dataclass
 class Result:
-    """A finished run: its folder, what `summary.json` holds, and the figures on the test set."""
+    """A finished run: its folder, what `summary.json` holds, and the figures on the test set.
+
+    Attributes:
+        interrupted: somebody asked to stop when there was nothing left to stop: while it was tested and drawn.
+    """
 
     folder: Path
     summary: dict[str, Any]
     test: Evaluation
+    interrupted: bool = False
 
 
 def train(
@@ -159,7 +164,7 @@ def start(
             text = f"{error.strerror or error} while writing a run folder in {folder.path.parent}; nothing was trained"
             raise TrainingError(text) from error
         raise
-    return _finish(training, folder, reporter or Reporter(), plot)
+    return _finish(training, folder, reporter or Reporter(), plot, training.settings.track)
 
 
 def resume(
@@ -179,7 +184,7 @@ def resume(
         reporter: told of what happens.
 
     Returns:
-        A `Result`.
+        A `Result`. A tracker that is not installed here is left out, and noted.
 
     Raises:
         ValueError: the run is finished. DataError: it is no run, or its data have changed. TrainingError: as `train`.
@@ -193,8 +198,7 @@ def resume(
         settings = replace(settings, recipe=settings.recipe.changed(epochs=epochs))
     elif folder.finished:
         raise _checks.error("resume", "name a run that is not finished, or come with more --epochs", str(run))
-    if settings.track is not None:
-        tracking.check(settings.track)
+    track = _tracker(settings, reporter)
     images = _load(settings, reporter)
     known, began_in = folder.read_json("data.json"), folder.read_json("env.json")
     if images.digest != known.get("sha256"):
@@ -220,7 +224,19 @@ def resume(
         if name in ("device", "precision", "processor", "threads") and now != (before := began_in.get(name)):
             reporter.note(f"{name} is {now}, and was {before} when the run began: it will not end with the same bits")
     reporter.note(f"resuming {folder.path} after {training.saved or 'nothing'}")
-    return _finish(training, folder, reporter, plot)
+    return _finish(training, folder, reporter, plot, track)
+
+
+def _tracker(settings: Settings, reporter: Reporter) -> str | None:
+    """The tracker of a run that goes on, if it is installed here."""
+    if settings.track is None:
+        return None
+    try:
+        tracking.check(settings.track)
+    except (ModuleNotFoundError, ValueError) as error:
+        reporter.note(f"{settings.track} tracks no more ({error}); the training goes on without it")
+        return None
+    return settings.track
 
 
 def _load(settings: Settings, reporter: Reporter) -> ImageData:
@@ -270,17 +286,21 @@ def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter
     return training
 
 
-def _finish(training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None) -> Result:
-    if training.settings.track is not None:
-        reporter = tracking.Tracked(training.settings.track, reporter)
+def _finish(
+    training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None, track: str | None
+) -> Result:
+    if track is not None:
+        reporter = tracking.Tracked(track, reporter)
     summary = None
     try:
         reporter.begin(training, folder.path)
         folder.log(f"begin after {training.saved or 'nothing'}")
         with training.global_state(), training.stop, memory.kept():
             training.run(folder, reporter)
-            result = _conclude(training, folder, reporter)
+            result = _conclude(training, folder)
             summary = result.summary
+            _draw_all(training, folder, reporter, plot)
+            result.interrupted = training.stop.asked
     except (KeyboardInterrupt, Stopped):
         folder.log(f"interrupted; saved after {training.saved or 'nothing'}")
         raise Interrupted(str(folder.path), training.saved) from None
@@ -295,10 +315,18 @@ def _finish(training: Training, folder: RunFolder, reporter: Reporter, plot: str
         ) from error
     finally:
         reporter.end(summary)
-    if plot is not None:
-        path = Path(plot)
-        _draw(lambda: panels.save(plots.curves(training.rows, training.recipe.smoothing), path), path, folder, reporter)
     return result
+
+
+def _draw_all(training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None) -> None:
+    """The report of a run that is finished: an interruption ends the drawing, and no more."""
+    try:
+        _draw(lambda: page.finish(folder.path), folder.path / "report.html", folder, reporter)
+        if plot is not None:
+            path, smoothing = Path(plot), training.recipe.smoothing
+            _draw(lambda: panels.save(plots.curves(training.rows, smoothing), path), path, folder, reporter)
+    except KeyboardInterrupt:
+        reporter.note(f"the run is finished, its pictures are not: labelsmooth report {folder.path} draws them")
 
 
 def _draw(draw: Callable[[], object], path: Path, folder: RunFolder, reporter: Reporter) -> None:
@@ -312,19 +340,24 @@ def _draw(draw: Callable[[], object], path: Path, folder: RunFolder, reporter: R
         folder.log(text)
 
 
-def _conclude(training: Training, folder: RunFolder, reporter: Reporter) -> Result:
-    """Restore the best weights, predict, evaluate on hard labels, summarise and draw."""
+def _conclude(training: Training, folder: RunFolder) -> Result:
+    """Restore the best weights, predict, evaluate on hard labels, and summarise."""
     recipe, data = training.recipe, training.data
     tested = "best" if training.best is not None else "last"
     checkpoints.load_weights(folder.checkpoints / f"{tested}.safetensors", training.model)
+    predictions = training.predict(data.test)
+    try:
+        test = evaluate(predictions.logits, predictions.labels, data.classes)
+    except ValueError as error:
+        raise TrainingError(
+            f"the {tested} checkpoint cannot be tested ({error}); it is kept, after {training.saved}; try a lower --lr"
+        ) from None
+    predictions.save(folder.predictions_file("test"))
     if len(data.val):
         training.predict(data.val).save(folder.predictions_file("val"))
-    predictions = training.predict(data.test)
-    predictions.save(folder.predictions_file("test"))
     seen = artefacts.sample(data.clean_train, len(data.test))
     training.predict(seen).save(folder.predictions_file("train"))
-    artefacts.save_mistakes(data.test, predictions, folder.predictions_file("mistakes"))
-    test = evaluate(predictions.logits, predictions.labels, data.classes)
+    artefacts.save_mistakes(data.test, test.rows, folder.predictions_file("mistakes"))
     summary = {
         "status": "finished",
         "data": data.name,
@@ -346,5 +379,4 @@ def _conclude(training: Training, folder: RunFolder, reporter: Reporter) -> Resu
     }
     folder.write_json("summary.json", summary)
     folder.log(f"finished: test accuracy {test.accuracy:.4f}, test NLL {test.nll:.4f}")
-    _draw(lambda: page.finish(folder.path), folder.path / "report.html", folder, reporter)
     return Result(folder.path, summary, test)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from labelsmooth._errors import DataError
 from labelsmooth.training import cache
+from labelsmooth.training.arrays import whole
 from labelsmooth.training.images import Encoded, Items
 from labelsmooth.training.listing import SPLIT_NAMES, SPLITS, Listing, nearest, one_file_per_split
 
@@ -273,12 +274,12 @@ class _Table:
             if blank:
                 raise DataError(f"{self.where(rows[blank[0]])} has no label in the column {name}")
             return np.array([value.strip() for value in values])
-        if pa.types.is_floating(column.type) and np.isfinite(values).all() and (values == np.floor(values)).all():
+        if pa.types.is_floating(column.type) and whole(values).all():
             values = values.astype(np.int64)
         if values.dtype.kind not in "iub":
             bad = 0
             if values.dtype.kind == "f":
-                bad = int(np.argmax(~np.isfinite(values) | (values != np.floor(values))))
+                bad = int(np.argmin(whole(values)))
             raise DataError(f"{self.where(rows[bad])} has the label {values[bad]}, which is no class id and no name")
         if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
             raise DataError(

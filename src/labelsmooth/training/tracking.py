@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def check(name: str) -> None:
 class Tracked(Reporter):
     """Hands on what it is told to another reporter, and the settings and figures to a tracker too.
 
-    Trouble with the tracker is noted once; from then on it is left alone, and the training goes on.
+    Trouble with the tracker is noted once; from then on it is finished, and the training goes on.
 
     Args:
         name: of a tracker that Accelerate knows.
@@ -77,12 +78,15 @@ class Tracked(Reporter):
         kind = LOGGER_TYPE_TO_CLASS[self.name]
         tracker = kind(_PROJECT, str(folder)) if kind.requires_logging_directory else kind(_PROJECT)
         tracker.start()
-        tracker.store_init_configuration(config)
         self.tracker = tracker
+        tracker.store_init_configuration(config)
 
     def _guarded(self, action: Callable[..., object], *arguments: Any, **options: Any) -> None:
         try:
             action(*arguments, **options)
         except Exception as error:
-            self.tracker = None
+            tracker, self.tracker = self.tracker, None
+            if tracker is not None and action != tracker.finish:  # what it was told before may wait to be sent
+                with suppress(Exception):
+                    tracker.finish()
             self.note(f"{self.name} tracks no more ({type(error).__name__}: {error}); the training goes on without it")

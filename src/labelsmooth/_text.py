@@ -1,0 +1,33 @@
+"""Text of others, made safe to print."""
+
+from __future__ import annotations
+
+import re
+
+# Control characters, surrogates, line and paragraph separators, and what turns the direction of writing.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line of valid Unicode: what would break the line, or paint over it, stands as an escape.
+
+    Args:
+        text: perhaps a file's name, in which a surrogate stands for a byte that is not UTF-8.
+
+    Example:
+        >>> print(printable("a\n\x1b[31mcaf\udce9"))
+        a\n\x1b[31mcaf\xe9
+    """
+    return _UNSAFE.sub(_escaped, text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable` of each line."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return found[0].encode("unicode_escape").decode()
