@@ -121,7 +121,7 @@ def test_options_that_vary_and_noise(tmp_path, capsys):
 
 
 def test_time_that_is_up_gives_a_partial_answer(tmp_path, capsys):
-    code, out, _ = run(capsys, *QUICK, "--seeds", 200, "--max-time", 10, "--out", tmp_path)
+    code, out, _ = run(capsys, *QUICK, "--seeds", 200, "--max-time", 6, "--out", tmp_path)
     assert code == 5
     assert "Partial: " in out
     assert "go on with   labelsmooth compare --resume" in out
@@ -150,7 +150,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     assert "of 60 trials. Go on with:\n  labelsmooth compare --resume runs/digits-compare-001" in err
     assert "Traceback" not in err
     ended = subprocess.run(
-        [*command, "--resume", "runs/digits-compare-001", "--max-time", "6"], cwd=tmp_path, capture_output=True,
+        [*command, "--resume", "runs/digits-compare-001", "--max-time", "4"], cwd=tmp_path, capture_output=True,
         text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ended.returncode == 5
@@ -169,7 +169,7 @@ def test_killed_in_a_trial_and_gone_on_with_from_elsewhere(tmp_path):
     np.savez(here / "my digits.npz", images=images, labels=labels)
     (here / "others.txt").write_text("\n".join(str((label + 1) % 10) for label in labels))
     command = [sys.executable, "-m", "labelsmooth", "compare"]
-    arguments = ["my digits.npz", "--noise", "others.txt", "--epochs", "12", "-s", "0", "0.1", "--seeds", "2"]
+    arguments = ["my digits.npz", "--noise", "others.txt", "--epochs", "8", "-s", "0", "0.1", "--seeds", "2"]
     begun = subprocess.Popen([*command, *arguments, "--out", "my runs"], cwd=here, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(here.glob("my runs/*/runs/*/checkpoints/last.safetensors")) and time.monotonic() < deadline:

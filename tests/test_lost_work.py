@@ -17,7 +17,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from labelsmooth import _files
 from labelsmooth._errors import Interrupted, TrainingError
+from labelsmooth.report import page
 from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, resume, train
 from labelsmooth.training.loop import Training
 from labelsmooth.training.run import RunFolder
@@ -246,13 +248,20 @@ def test_the_command_on_sigterm(tmp_path):
 # Kills at any moment.
 
 
+def _undrawn(folder):
+    """What tests/conftest.py has, for processes of their own."""
+    _files.write_text(folder / "report.html", "undrawn")
+
+
 def _whole(folder):
     torch.set_num_threads(1)
+    page.finish = _undrawn
     train("digits", recipe=TINY, out=folder)
 
 
 def _again(folder):
     torch.set_num_threads(1)
+    page.finish = _undrawn
     runs = sorted(folder.iterdir()) if folder.is_dir() else []
     if runs and RunFolder(runs[-1]).finished:
         return

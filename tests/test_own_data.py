@@ -20,6 +20,8 @@ from labelsmooth.training.data import Progress
 from labelsmooth.training.survey import survey
 from tests.test_data import pictures, png
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
@@ -270,8 +272,6 @@ def test_a_folder_larger_than_the_memory_that_is_used(tmp_path):
     code = """
 import resource, sys
 from labelsmooth.training import load
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 load("digits")  # what is imported on the way
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = load(sys.argv[1], image_size=128)

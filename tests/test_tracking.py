@@ -14,6 +14,8 @@ from labelsmooth.cli import main
 from labelsmooth.training import DIGITS, Reporter, resume, train
 from tests.test_training import StopAt, table
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 accelerate_tracking = pytest.importorskip("accelerate.tracking")
 
 TINY = DIGITS.changed(epochs=1.4, batch_size=256)
@@ -198,8 +200,6 @@ def test_without_a_tracker_nothing_of_it_is_imported(tmp_path):
     code = """
 import sys
 from labelsmooth.cli import main
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 assert main(["train", "--epochs", "0.1"]) == 0
 print(sorted({"accelerate", "tensorboard", "tensorflow", "wandb"} & set(sys.modules)), file=sys.stderr)
 """

@@ -24,6 +24,8 @@ from labelsmooth.training import CLASSIC, DIGITS, FAST, Predictor, Recipe, Repor
 from labelsmooth.training.loop import Training
 from labelsmooth.training.run import RunFolder, Settings
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 QUICK = {"epochs": 2, "lr": 0.05}
 
 
@@ -384,8 +386,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
 import resource, sys
 from labelsmooth._errors import TrainingError
 from labelsmooth.training import Reporter, train
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 class Fill(Reporter):
     def epoch(self, row, best):
         if row["epoch"] == 2:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from labelsmooth import _checks, _files
 from labelsmooth.cli.output import Bar, Json, WholeNumber, console, duration, make_reporter, print_json
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def compare(
         out: the parent folder of comparisons; runs if not given.
         resume: a comparison's folder; go on with it. --seeds may be raised.
     """
-    from labelsmooth import comparison
+    from labelsmooth import _checks, _files, comparison
     from labelsmooth.comparison.arms import grid
     from labelsmooth.comparison.compare import SMOOTHING
     from labelsmooth.comparison.images import ImageTrials
