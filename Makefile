@@ -30,6 +30,7 @@ bench: install
 	$(RUN) benchmarks.bench_methods
 	$(RUN) benchmarks.bench_train
 	$(RUN) benchmarks.bench_folder
+	$(RUN) benchmarks.bench_evaluate
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
