@@ -521,7 +521,7 @@ def test_a_panel_that_cannot_be_drawn_is_left_out(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise ZeroDivisionError("no font")
 
-    monkeypatch.setattr(plots, "_wilson", fail)
+    monkeypatch.setattr(plots, "wilson", fail)
     drawn = plots.risk_coverage_panel
     monkeypatch.setattr(plots, "risk_coverage_panel", lambda *given: replace(drawn(*given), draw=fail))
     page = Page(finish(write_run(tmp_path / "run")))
@@ -654,7 +654,7 @@ def test_projection_shows_the_classes_that_are_confused_most():
 
 
 def test_wilson_interval():
-    low, high = plots._wilson(np.array([0.9]), np.array([100]))
+    low, high = plots.wilson(np.array([0.9]), np.array([100]))
     assert (low[0], high[0]) == pytest.approx((0.8256, 0.9448), abs=1e-4)  # scipy.stats.binomtest(90, 100)
 
 

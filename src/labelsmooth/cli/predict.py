@@ -35,8 +35,8 @@ def predict(
     import numpy as np
 
     from labelsmooth import _checks
+    from labelsmooth._text import printable
     from labelsmooth.training import Predictor
-    from labelsmooth.training.listing import printable
 
     count = _checks.class_count(top, "top")
     unknown = [name for name in files if name.startswith("-") and name != "-"]

@@ -281,13 +281,12 @@ def _notes(analysis: Analysis, trials: Trials, margins: Mapping[str, float], add
     if not analysis.effects:
         return tuple(notes)
     arm = _subject(analysis)
-    if arm.options and tuple(arm.options) != tuple(analysis.baseline.options):
-        others = [(key, value) for key, value in arm.options if (key, value) not in analysis.baseline.options]
-        if any(key in dict(analysis.baseline.options) for key, _ in others):
-            notes.append(
-                f"{arm.label} differs from {analysis.baseline.label} in more than ε: "
-                "the difference is not smoothing's alone."
-            )
+    plain = dict(analysis.baseline.options)
+    if any(key in plain and value != plain[key] for key, value in arm.options):
+        notes.append(
+            f"{arm.label} differs from {analysis.baseline.label} in more than ε: "
+            "the difference is not smoothing's alone."
+        )
     found = [
         f"{effect.label} {_signed(effect.estimate, effect.unit)} ({effect.verdict})"
         for effect in analysis.effects

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from labelsmooth import _checks
 from labelsmooth.evaluation.calibration import Reliability
+from labelsmooth.evaluation.intervals import wilson
 from labelsmooth.report.panels import Panel, dress, end_labels, shortened, together
 from labelsmooth.report.theme import BLUE, GREEN, INK, MUTED, PAPER, VERMILLION
 
@@ -182,7 +183,7 @@ def reliability_panel(cells: Reliability, ece: float | None, title: str) -> Pane
     edges, counts = cells.edges[:-1], cells.counts
     width = cells.edges[1] - cells.edges[0]
     confidence, accuracy = cells.confidence[filled], cells.accuracy[filled]
-    low, high = _wilson(accuracy, counts[filled])
+    low, high = wilson(accuracy, counts[filled])
 
     def draw(figure: FigureBase) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
@@ -211,14 +212,6 @@ def reliability_panel(cells: Reliability, ece: float | None, title: str) -> Pane
         f"Reliability diagram, {title}, {told_ece} with {len(counts)} bins. Accuracy by bin: {told}.",
         draw, height=4.0,
     )  # fmt: skip
-
-
-def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % interval of a share of `count`."""
-    z = 1.959964
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return middle - half, middle + half
 
 
 def confidence_panel(confidence: np.ndarray, hits: np.ndarray, title: str = "Confidence") -> Panel:

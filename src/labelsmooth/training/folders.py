@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 
 from labelsmooth._errors import DataError
+from labelsmooth._text import printable
 from labelsmooth.training import cache
 from labelsmooth.training.images import Items
-from labelsmooth.training.listing import SPLIT_NAMES, Listing, one_file_per_split, printable
+from labelsmooth.training.listing import SPLIT_NAMES, Listing, one_file_per_split
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm",

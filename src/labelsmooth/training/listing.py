@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from labelsmooth._errors import DataError
-from labelsmooth._text import printable as printable
 from labelsmooth.training.images import Decoded
 
 SPLITS = ("train", "val", "test")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from labelsmooth._errors import DataError
+from labelsmooth._text import printable
 from labelsmooth.training import checkpoints, models
 from labelsmooth.training.devices import choose_device, choose_precision, storage_dtype
 from labelsmooth.training.images import decode, resize
-from labelsmooth.training.listing import printable
 from labelsmooth.training.run import RunFolder
 
 _BATCH = 64
