@@ -16,6 +16,16 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def same_environment():
+    """A Dask cluster leaves OMP_NUM_THREADS=1 behind, and with other threads the last bits of a training differ."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def fresh_compiler():
     """torch.compile counts recompilations per function over the whole process; every test starts at zero."""
     yield
