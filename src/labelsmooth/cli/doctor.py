@@ -11,6 +11,7 @@ def doctor(*, json: Json = False) -> None:
     """What this machine has, what will be used, and why."""
     import importlib.util
 
+    from labelsmooth.torch import _paths
     from labelsmooth.training import cifar10
     from labelsmooth.training.cache import cache_folder
     from labelsmooth.training.devices import choose_device, choose_precision
@@ -20,7 +21,7 @@ def doctor(*, json: Json = False) -> None:
     _, precision = choose_precision("auto", device)
     found: dict[str, Any] = environment(str(device), precision)
     found["other_frameworks"] = [name for name in ("jax", "keras", "tensorflow") if importlib.util.find_spec(name)]
-    found["loss_path"] = "eager PyTorch"
+    found["loss_path"] = _paths.described()
     found["cache"] = str(cache_folder())
     found["cifar10_downloaded"] = (cache_folder() / cifar10.ARCHIVE).is_file()
     if json:

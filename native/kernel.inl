@@ -1,0 +1,561 @@
+// The kernels, for vectors of VECTOR_BYTES. Each kernel_*.cpp includes this with other instructions to be had.
+//
+// Nothing here is a function of the standard library that a compiler may emit: of an inline function that several
+// files emit the linker keeps one, and it could be the one for the largest machine.
+
+#include "vector.h"
+#include "storage.h"
+
+template <class T>
+constexpr int lanes = VECTOR_BYTES / sizeof(T);
+template <class T>
+using Lanes = Values<T, lanes<T>>;
+
+constexpr int64_t parallel_from = 1 << 15;  // elements; below, waking a thread takes longer than the work
+constexpr int64_t block_columns = 512;
+constexpr int64_t most_scratch = 1 << 20;  // elements kept by a thread
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline float log_of(float x) { return __builtin_logf(x); }
+inline double log_of(double x) { return __builtin_log(x); }
+
+// Memory that is not initialised, and grows on demand.
+template <class T>
+class Array {
+public:
+    Array() = default;
+    Array(const Array&) = delete;
+    Array& operator=(const Array&) = delete;
+    ~Array() { delete[] data_; }
+
+    void reserve(int64_t size) {
+        if (size <= size_) return;
+        delete[] data_;
+        data_ = nullptr;
+        data_ = new T[static_cast<size_t>(size)];
+        size_ = size;
+    }
+    void clear() {
+        delete[] data_;
+        data_ = nullptr;
+        size_ = 0;
+    }
+    T* data() const { return data_; }
+    int64_t size() const { return size_; }
+    T& operator[](int64_t i) const { return data_[i]; }
+
+private:
+    T* data_ = nullptr;
+    int64_t size_ = 0;
+};
+
+template <class T>
+double total_of(Lanes<T> x) {
+    double sum = 0;
+    for (int i = 0; i < lanes<T>; ++i) sum += static_cast<double>(x[i]);
+    return sum;
+}
+
+template <class T>
+T largest_of(Lanes<T> x) {
+    T most = x[0];
+    for (int i = 1; i < lanes<T>; ++i) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+// Sums are taken in T over so many vectors, then in double.
+constexpr int64_t vectors_in_block = 32;
+
+// `parallel` with a lambda.
+template <class Task>
+void share_out(int threads, int64_t count, const Task& task) {
+    parallel(threads, count, [](const void* t, int64_t i) { (*static_cast<const Task*>(t))(i); }, &task);
+}
+
+// One row. What the targets hold of class k is c_k = coefficients[k] (or `uniform`, where null) plus `at_label` for
+// the class `label` (-1: none); `sum` is Σ c_k without the label's part. Gradients are multiplied by `scale`.
+template <class S, class T>
+struct Row {
+    const S* logits;
+    int64_t classes;
+    const T* coefficients;
+    T uniform;
+    double sum;
+    int64_t label;
+    T at_label;
+    T scale;
+    S* gradient;  // null: not wanted
+    T* scratch;   // [classes], where S is narrower than T
+};
+
+template <class S, class T, bool SHARED>
+inline T row_loss(const Row<S, T>& row, int& faults) {
+    constexpr int W = lanes<T>;
+    using V = Lanes<T>;
+    const int64_t K = row.classes, whole = K / W * W, rest = K - whole;
+    const S* const z = row.logits;
+    const T lowest = -static_cast<T>(__builtin_inf());
+
+    V most[4] = {splat<T, W>(lowest), splat<T, W>(lowest), splat<T, W>(lowest), splat<T, W>(lowest)};
+    int64_t k = 0;
+    for (; k + 4 * W <= whole; k += 4 * W)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const V x = load<S, W>(z + k + i * W);
+            most[i] = x > most[i] ? x : most[i];
+        }
+    for (; k < whole; k += W) {
+        const V x = load<S, W>(z + k);
+        most[0] = x > most[0] ? x : most[0];
+    }
+    if (rest) {
+        const V x = load<S, W>(z + k, rest, lowest);
+        most[0] = x > most[0] ? x : most[0];
+    }
+    most[0] = most[1] > most[0] ? most[1] : most[0];
+    most[2] = most[3] > most[2] ? most[3] : most[2];
+    most[0] = most[2] > most[0] ? most[2] : most[0];
+    const T top = largest_of<T>(most[0]);
+    if (top == lowest) faults |= no_finite_logit;
+
+    // e_k = exp(z_k - top), kept for the gradient; Σ e_k and Σ c_k (z_k - top).
+    T* const kept = sizeof(S) == sizeof(T) ? reinterpret_cast<T*>(row.gradient) : row.scratch;
+    double exponentials = 0, towards = 0;
+    const bool weigh = SHARED || row.uniform != 0;
+    const auto towards_of = [&](V x, int64_t at, int64_t count) -> V {
+        if constexpr (!SHARED) return x;
+        const V c = count == W ? load<T, W>(row.coefficients + at) : load<T, W>(row.coefficients + at, count, 0);
+        return c == 0 ? V{} : c * x;  // 0·(-inf) is 0
+    };
+    for (k = 0; k < whole;) {
+        V s[4] = {}, d[4] = {};
+        const int64_t end = smaller(whole, k + vectors_in_block * W);
+        for (; k + 4 * W <= end; k += 4 * W)
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) {
+                const V x = load<S, W>(z + k + i * W) - top;
+                const V e = exponential<T, W>(x);
+                if (kept) store<T, W>(kept + k + i * W, e);
+                s[i] += e;
+                d[i] += towards_of(x, k + i * W, W);
+            }
+        for (; k < end; k += W) {
+            const V x = load<S, W>(z + k) - top;
+            const V e = exponential<T, W>(x);
+            if (kept) store<T, W>(kept + k, e);
+            s[0] += e;
+            d[0] += towards_of(x, k, W);
+        }
+        exponentials += total_of<T>((s[0] + s[1]) + (s[2] + s[3]));
+        towards += total_of<T>((d[0] + d[1]) + (d[2] + d[3]));
+    }
+    if (rest) {
+        V x = load<S, W>(z + k, rest, lowest) - top;
+        const V e = exponential<T, W>(x);
+        if (kept) store<T, W>(kept + k, rest, e);
+        for (int64_t i = rest; i < W; ++i) x[i] = 0;
+        exponentials += total_of<T>(e);
+        if (top == lowest) exponentials += static_cast<double>(top - top);  // nan, as of any such row
+        towards += total_of<T>(towards_of(x, k, rest));
+    }
+
+    const double log_sum = static_cast<double>(log_of(static_cast<T>(exponentials)));
+    double loss = row.sum == 0 ? 0 : row.sum * log_sum;
+    if (weigh) loss -= SHARED ? towards : row.uniform * towards;
+    if (row.at_label != 0) loss += row.at_label * (log_sum - static_cast<double>(get(z + row.label) - top));
+    if (!row.gradient) return static_cast<T>(loss);
+
+    const double all = row.sum + row.at_label;
+    const T factor = static_cast<T>(row.scale * (all / exponentials));
+    const auto coefficient = [&](int64_t at) { return SHARED ? row.coefficients[at] : row.uniform; };
+    T labelled = 0;
+    if (row.label >= 0)
+        labelled = kept[row.label] * factor - row.scale * (coefficient(row.label) + row.at_label);
+    const auto gradient_of = [&](V e, int64_t at, int64_t count) -> V {
+        if constexpr (!SHARED) return e * factor - row.scale * row.uniform;
+        const V c = count == W ? load<T, W>(row.coefficients + at) : load<T, W>(row.coefficients + at, count, 0);
+        return e * factor - row.scale * c;
+    };
+    for (k = 0; k < whole; k += W) store<S, W>(row.gradient + k, gradient_of(load<T, W>(kept + k), k, W));
+    if (rest) store<S, W>(row.gradient + k, rest, gradient_of(load<T, W>(kept + k, rest, 0), k, rest));
+    if (row.label >= 0) put(row.gradient + row.label, labelled);
+    return static_cast<T>(loss);
+}
+
+template <int W, class S>
+auto load_from(const S* from) {
+    return load<S, W>(from);
+}
+template <int W, class S>
+auto load_from(const S* from, int64_t count) {
+    return load<S, W>(from, count, 0);
+}
+template <int W, class S, class V>
+void store_to(S* to, V x) {
+    store<S, W>(to, x);
+}
+template <int W, class S, class V>
+void store_to(S* to, int64_t count, V x) {
+    store<S, W>(to, count, x);
+}
+
+template <class T>
+bool is_distribution(const T* x, int64_t count, double tolerance) {
+    double sum = 0;
+    bool fine = true;
+    for (int64_t k = 0; k < count; ++k) {
+        sum += static_cast<double>(x[k]);
+        fine &= x[k] >= 0;
+    }
+    return fine && __builtin_fabs(sum - 1) <= tolerance;
+}
+
+// The whole operation for logits stored as S.
+template <class S>
+class Operation {
+    using T = typename Computed<S>::type;
+    static constexpr int W = lanes<T>;
+    using V = Lanes<T>;
+
+public:
+    explicit Operation(const Problem& problem) : p(problem), count(p.outer * p.inner) {}
+
+    int run() {
+        if (p.labels && !check_labels()) return label_out_of_range;
+        if (p.targets) keep_targets();
+        share();
+        const double divisor = p.mean ? (__builtin_isnan(p.normalizer) ? row_weights() : p.normalizer) : 1;
+        scale_ = divisor == 0 ? 0 : 1 / divisor;
+
+        Array<T> rows;
+        losses_ = static_cast<T*>(p.losses);
+        if (p.total) {
+            rows.reserve(count);
+            losses_ = rows.data();
+        }
+        if (p.inner == 1 && p.class_stride == 1) by_rows();
+        else by_columns();
+        if (p.total) {
+            double sum = 0;
+            for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(losses_[i]);
+            *static_cast<T*>(p.total) = static_cast<T>(divisor == 0 ? 0 : sum / divisor);
+        }
+        return faults_;
+    }
+
+private:
+    int64_t label(int64_t i) const {
+        return p.labels_are_32_bit ? static_cast<const int32_t*>(p.labels)[i]
+                                   : static_cast<const int64_t*>(p.labels)[i];
+    }
+    bool is_kept(int64_t i) const {
+        return !(p.mask && !p.mask[i]) && !(p.labels && label(i) == p.ignore_index);
+    }
+    const T* real(const void* array, int64_t offset = 0) const {
+        return array ? static_cast<const T*>(array) + offset : nullptr;
+    }
+    const T* targets(int64_t i) const { return real(p.targets, i * p.classes); }
+
+    bool check_labels() const {
+        for (int64_t i = 0; i < count; ++i)
+            if (is_kept(i) && !(label(i) >= 0 && label(i) < p.classes)) return false;
+        return true;
+    }
+
+    // ŵ of a kept row: Σ_k w_k q_k of the targets as they were given.
+    double row_weight(int64_t i) const {
+        const T* const w = real(p.weight);
+        if (!w) return 1;
+        if (p.labels) return static_cast<double>(w[label(i)]);
+        double sum = 0;
+        const T* const q = targets(i);
+        for (int64_t k = 0; k < p.classes; ++k) sum += static_cast<double>(q[k]) * static_cast<double>(w[k]);
+        return sum;
+    }
+    double row_weights() const {
+        if (p.targets && p.weight) {
+            double sum = 0;
+            for (int64_t i = 0; i < count; ++i) sum += is_kept(i) ? row_weight_[i] : 0;
+            return sum;
+        }
+        double sum = 0;
+        for (int64_t i = 0; i < count; ++i)
+            if (is_kept(i)) sum += row_weight(i);
+        return sum;
+    }
+    void keep_targets() {
+        if (!p.weight) return;
+        row_weight_.reserve(count);
+        for (int64_t i = 0; i < count; ++i)
+            if (is_kept(i)) row_weight_[i] = row_weight(i);
+    }
+
+    // What the targets hold beside the label, where it is the same for every row: ε w_k u_k.
+    void share() {
+        uniform_ = static_cast<T>(p.smoothing / static_cast<double>(p.classes));
+        sum_ = p.smoothing;
+        const T* const w = p.weight_outside ? nullptr : real(p.weight);
+        const bool same = !p.targets && !p.prior_rows && !p.class_prior && !p.class_mask_rows;
+        if (!same || !(p.prior || w || p.class_mask)) return;
+        shared_.reserve(p.classes);
+        fill(shared_.data(), nullptr, real(p.prior), p.class_mask, -1, sum_);
+    }
+
+    // c_k of a row without its label's part, and their sum.
+    void fill(T* c, const T* q, const T* u, const uint8_t* valid, int64_t y, double& sum) {
+        const T* const w = p.weight_outside ? nullptr : real(p.weight);
+        const int64_t K = p.classes;
+        double mass = 1;
+        if (valid) {
+            mass = 0;
+            for (int64_t k = 0; k < K; ++k)
+                if (valid[k]) mass += u ? static_cast<double>(u[k]) : 1.0 / static_cast<double>(K);
+            if (mass == 0) fault(empty_prior);
+            if (y >= 0 && !valid[y]) fault(masked_target);
+        }
+        sum = 0;
+        const double even = 1.0 / static_cast<double>(K);
+        for (int64_t k = 0; k < K; ++k) {
+            double x = 0;
+            if (!valid || valid[k]) x = mass == 0 ? 0 : p.smoothing * (u ? static_cast<double>(u[k]) : even) / mass;
+            if (q) {
+                if (valid && !valid[k] && q[k] > 0) fault(masked_target);
+                x += (1 - p.smoothing) * static_cast<double>(q[k]);
+            }
+            if (w) x *= static_cast<double>(w[k]);
+            c[k] = static_cast<T>(x);
+            sum += static_cast<double>(c[k]);
+        }
+    }
+
+    void fault(int what) { __atomic_fetch_or(&faults_, what, __ATOMIC_RELAXED); }
+
+    T upstream(int64_t i) const {
+        const T* const each = real(p.upstream);
+        return static_cast<T>(p.upstream_scalar) * (each ? each[i] : T(1));
+    }
+
+    // Rows with their classes side by side.
+    void by_rows() {
+        const int64_t K = p.classes;
+        const int64_t at_once = larger(1, smaller(4096, (int64_t{1} << 14) / K));
+        const int64_t tasks = (count + at_once - 1) / at_once;
+        const int threads = count * K < parallel_from ? 1 : p.threads;
+        share_out(threads, tasks, [&](int64_t task) {
+            static thread_local Array<T> scratch;  // kept from one task to the next
+            scratch.reserve(K * (sizeof(S) < sizeof(T) ? 3 : 2));
+            int faults = 0;
+            for (int64_t i = task * at_once; i < smaller(count, (task + 1) * at_once); ++i)
+                losses_[i] = one_row(i, scratch.data(), faults);
+            if (faults) fault(faults);
+            if (scratch.size() > most_scratch) scratch.clear();
+        });
+    }
+
+    T one_row(int64_t i, T* scratch, int& faults) {
+        const int64_t K = p.classes;
+        S* const gradient = p.gradient ? static_cast<S*>(p.gradient) + i * p.gradient_outer_stride : nullptr;
+        const double outside = p.weight_outside && p.weight ? given_weight(i) : 1;
+        if (!is_kept(i) || outside == 0) {
+            if (gradient) memset(gradient, 0, static_cast<size_t>(K) * sizeof(S));
+            return 0;
+        }
+        const int64_t y = p.labels ? label(i) : -1;
+        const uint8_t* const valid =
+            p.class_mask ? p.class_mask + (p.class_mask_rows ? i * K : 0) : nullptr;
+        T* const own = scratch;      // c_k, where each row has its own
+        T* const values = scratch + K;
+        Row<S, T> row;
+        row.classes = K;
+        row.coefficients = !shared_.size() ? nullptr : shared_.data();
+        row.uniform = uniform_;
+        row.sum = sum_;
+        row.label = y;
+        row.at_label = 0;
+        if (y >= 0) {
+            const T* const w = p.weight_outside ? nullptr : real(p.weight);
+            row.at_label = static_cast<T>((1 - p.smoothing) * (w ? static_cast<double>(w[y]) : 1.0));
+            if (valid && !valid[y]) faults |= masked_target;
+        }
+        row.scale = static_cast<T>(scale_ * outside) * upstream(i);
+        row.gradient = gradient;
+        row.scratch = values + (sizeof(S) < sizeof(T) ? K : 0);
+        if (p.targets || p.prior_rows || p.class_prior || p.class_mask_rows) {
+            const T* u = real(p.prior, p.prior_rows ? i * K : 0);
+            if (p.class_prior) u = real(p.class_prior, y * K);
+            if (p.targets && !is_distribution(targets(i), K, p.target_tolerance)) faults |= no_distribution;
+            if (p.prior_rows && !is_distribution(u, K, p.prior_tolerance)) faults |= no_distribution;
+            fill(own, targets(i), u, valid, y, row.sum);
+            row.coefficients = own;
+        }
+        double loss;
+        if (valid) {
+            const S* const z = static_cast<const S*>(p.logits) + i * p.outer_stride;
+            for (int64_t k = 0; k < K; ++k)
+                values[k] = valid[k] ? get(z + k) : -static_cast<T>(__builtin_inf());
+            loss = masked_row(row, values, faults);
+        } else {
+            row.logits = static_cast<const S*>(p.logits) + i * p.outer_stride;
+            loss = row.coefficients ? row_loss<S, T, true>(row, faults) : row_loss<S, T, false>(row, faults);
+        }
+        return static_cast<T>(loss * outside);
+    }
+
+    // The row's logits, -inf where a class is taken out, are T already.
+    T masked_row(const Row<S, T>& row, const T* values, int& faults) {
+        Row<T, T> copy{values,       row.classes, row.coefficients, row.uniform, row.sum,
+                       row.label,    row.at_label, row.scale,       nullptr,     nullptr};
+        if constexpr (sizeof(S) == sizeof(T)) {
+            copy.gradient = row.gradient;
+            return row_loss<T, T, true>(copy, faults);
+        } else {
+            if (row.gradient) copy.gradient = row.scratch;
+            const T loss = row_loss<T, T, true>(copy, faults);
+            if (row.gradient)
+                for (int64_t k = 0; k < row.classes; ++k) put(row.gradient + k, row.scratch[k]);
+            return loss;
+        }
+    }
+
+    double given_weight(int64_t i) const {
+        if (!is_kept(i)) return 0;
+        return !row_weight_.size() ? row_weight(i) : row_weight_[i];
+    }
+
+    // Groups of rows whose classes lie apart: vectors go along the rows. Labels, and what all rows share.
+    void by_columns() {
+        const int64_t K = p.classes;
+        const int64_t at_once = larger(W, smaller(block_columns, (int64_t{1} << 16) / K / W * W));
+        const int64_t blocks = (p.inner + at_once - 1) / at_once;
+        const int threads = count * K < parallel_from ? 1 : p.threads;
+        share_out(threads, p.outer * blocks, [&](int64_t task) {
+            static thread_local Array<T> scratch;
+            if (sizeof(S) < sizeof(T)) scratch.reserve(K * at_once);
+            const int64_t first = task % blocks * at_once;
+            columns(task / blocks, first, smaller(at_once, p.inner - first), scratch.data());
+        });
+    }
+
+    void columns(int64_t group, int64_t first, int64_t width, T* scratch) {
+        const int64_t K = p.classes;
+        const int64_t step = (width + W - 1) / W;  // vectors
+        const S* const z = static_cast<const S*>(p.logits) + group * p.outer_stride + first;
+        S* const gradient = p.gradient ? static_cast<S*>(p.gradient) + group * p.gradient_outer_stride + first : nullptr;
+        const auto part = [&](int64_t v) { return smaller(W, width - v * W); };
+        const auto take = [&](auto* from, int64_t v) {
+            return part(v) == W ? load_from<W>(from + v * W) : load_from<W>(from + v * W, part(v));
+        };
+        const auto give = [&](auto* to, int64_t v, V x) {
+            if (part(v) == W) store_to<W>(to + v * W, x);
+            else store_to<W>(to + v * W, part(v), x);
+        };
+        const auto kept = [&](int64_t k) -> T* {
+            if constexpr (sizeof(S) == sizeof(T)) return reinterpret_cast<T*>(gradient) + k * p.gradient_class_stride;
+            else return scratch + k * width;
+        };
+        const auto coefficient = [&](int64_t k) { return !shared_.size() ? uniform_ : shared_[k]; };
+        const auto valid = [&](int64_t k) { return !p.class_mask || p.class_mask[k]; };
+
+        T top[block_columns], s[block_columns], d[block_columns];
+        double exponentials[block_columns] = {}, towards[block_columns] = {};
+        const T lowest = -static_cast<T>(__builtin_inf());
+        for (int64_t j = 0; j < step * W; ++j) top[j] = lowest, s[j] = 0, d[j] = 0;
+        for (int64_t k = 0; k < K; ++k) {
+            if (!valid(k)) continue;
+            for (int64_t v = 0; v < step; ++v) {
+                const V x = take(z + k * p.class_stride, v), m = load<T, W>(top + v * W);
+                store<T, W>(top + v * W, x > m ? x : m);
+            }
+        }
+        for (int64_t k = 0; k < K; ++k) {
+            const T c = coefficient(k);
+            if (valid(k)) {
+                for (int64_t v = 0; v < step; ++v) {
+                    const V x = take(z + k * p.class_stride, v) - load<T, W>(top + v * W);
+                    const V e = exponential<T, W>(x);
+                    if (gradient) give(kept(k), v, e);
+                    store<T, W>(s + v * W, load<T, W>(s + v * W) + e);
+                    if (c != 0) store<T, W>(d + v * W, load<T, W>(d + v * W) + c * x);
+                }
+            } else if (gradient) {
+                for (int64_t v = 0; v < step; ++v) give(kept(k), v, V{});
+            }
+            if (k % vectors_in_block == vectors_in_block - 1 || k == K - 1)
+                for (int64_t j = 0; j < width; ++j) {
+                    exponentials[j] += static_cast<double>(s[j]), s[j] = 0;
+                    towards[j] += static_cast<double>(d[j]), d[j] = 0;
+                }
+        }
+
+        // From here s holds what e is multiplied by, d what c is, and top the gradient at the label.
+        T at_labels[block_columns];
+        const T* const w = real(p.weight);
+        for (int64_t j = 0; j < step * W; ++j) {
+            const int64_t i = group * p.inner + first + j;
+            const bool is_in = j < width && is_kept(i);
+            const double outside = is_in && p.weight_outside && w ? row_weight(i) : 1;
+            if (!is_in || outside == 0) {
+                if (j < width) losses_[i] = 0;
+                s[j] = d[j] = at_labels[j] = 0;
+                continue;
+            }
+            const int64_t y = label(i);
+            if (top[j] == lowest) fault(no_finite_logit);
+            if (!valid(y)) fault(masked_target);
+            const double at = (1 - p.smoothing) * (w && !p.weight_outside ? static_cast<double>(w[y]) : 1.0);
+            const double log_sum = static_cast<double>(log_of(static_cast<T>(exponentials[j])));
+            double loss = sum_ == 0 ? 0 : sum_ * log_sum - towards[j];
+            if (at != 0) loss += at * (log_sum - static_cast<double>(get(z + y * p.class_stride + j) - top[j]));
+            losses_[i] = static_cast<T>(loss * outside);
+            const T scale = static_cast<T>(scale_ * outside) * upstream(i);
+            s[j] = static_cast<T>(scale * ((sum_ + at) / exponentials[j]));
+            d[j] = scale;
+            at_labels[j] = static_cast<T>(at);
+        }
+        if (!gradient) return;
+        for (int64_t j = 0; j < width; ++j) {
+            const int64_t i = group * p.inner + first + j;
+            if (d[j] == 0) continue;
+            const int64_t y = label(i);
+            top[j] = kept(y)[j] * s[j] - d[j] * (coefficient(y) + at_labels[j]);
+        }
+        for (int64_t k = 0; k < K; ++k) {
+            const T c = coefficient(k);
+            for (int64_t v = 0; v < step; ++v) {
+                const V scale = load<T, W>(d + v * W);
+                const V g = take(kept(k), v) * load<T, W>(s + v * W) - scale * c;
+                give(gradient + k * p.gradient_class_stride, v, scale == 0 ? V{} : g);  // whatever the logits hold
+            }
+        }
+        for (int64_t j = 0; j < width; ++j)
+            if (d[j] != 0) put(gradient + label(group * p.inner + first + j) * p.gradient_class_stride + j, top[j]);
+    }
+
+    const Problem& p;
+    const int64_t count;
+    double scale_ = 1, sum_ = 0;
+    T uniform_ = 0;
+    T* losses_ = nullptr;
+    Array<T> shared_;
+    Array<double> row_weight_;
+    int faults_ = 0;
+};
+
+inline int cross_entropy(const Problem& problem) {
+    switch (problem.type) {
+        case Type::float32: return Operation<float>(problem).run();
+        case Type::float64: return Operation<double>(problem).run();
+        case Type::bfloat16: return Operation<BFloat16>(problem).run();
+        case Type::float16: return Operation<Float16>(problem).run();
+    }
+    return 0;
+}
+
+template <class T>
+void exp_all(const T* x, T* y, int64_t count) {
+    constexpr int W = lanes<T>;
+    int64_t i = 0;
+    for (; i + W <= count; i += W) store<T, W>(y + i, exponential<T, W>(load<T, W>(x + i)));
+    if (i < count) store<T, W>(y + i, count - i, exponential<T, W>(load<T, W>(x + i, count - i, 0)));
+}

@@ -1,0 +1,22 @@
+#if defined(__x86_64__)
+#include "headers.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace labelsmooth {
+namespace {
+#define VECTOR_BYTES 32
+#include "kernel.inl"
+}  // namespace
+
+Kernels avx2_kernels() { return {"AVX2", cross_entropy, exp_all<float>, exp_all<double>}; }
+
+}  // namespace labelsmooth
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

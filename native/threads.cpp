@@ -1,0 +1,107 @@
+#include "threads.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+namespace labelsmooth {
+namespace {
+
+std::atomic<bool> forked{false};  // the pool's threads stayed in the parent
+
+struct Job {
+    void (*task)(const void*, int64_t);
+    const void* context;
+    int64_t count;
+};
+
+class Pool {
+public:
+    // False where another caller has it.
+    bool run(int threads, const Job& job) {
+        std::unique_lock<std::mutex> mine(busy_, std::try_to_lock);
+        if (!mine.owns_lock()) return false;
+        hire(threads - 1);
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            job_ = job;
+            next_.store(0, std::memory_order_relaxed);
+            wanted_ = threads - 1;
+            ++number_;
+        }
+        work_.notify_all();
+        take(job);
+        // Nobody else may join; those who did are waited for.
+        std::unique_lock<std::mutex> lock(mutex_);
+        wanted_ = 0;
+        done_.wait(lock, [this] { return active_ == 0; });
+        return true;
+    }
+
+private:
+    void hire(int threads) {
+        while (static_cast<int>(hired_) < threads) {
+            try {
+                std::thread([this] { serve(); }).detach();
+            } catch (const std::system_error&) {
+                return;  // with fewer, then
+            }
+            ++hired_;
+        }
+    }
+
+    void take(const Job& job) {
+        for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < job.count;) job.task(job.context, i);
+    }
+
+    [[noreturn]] void serve() {
+        uint64_t seen = 0;
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            work_.wait(lock, [&] { return number_ != seen && wanted_ > 0; });
+            seen = number_;
+            --wanted_;
+            ++active_;
+            const Job job = job_;
+            lock.unlock();
+            take(job);
+            lock.lock();
+            if (--active_ == 0) done_.notify_one();
+        }
+    }
+
+    std::mutex busy_;   // held by the caller whose tasks run
+    std::mutex mutex_;  // guards what follows
+    std::condition_variable work_, done_;
+    Job job_{};
+    std::atomic<int64_t> next_{0};
+    int wanted_ = 0, active_ = 0;
+    uint64_t number_ = 0;  // of the job
+    int hired_ = 0;
+};
+
+Pool& pool() {
+    static Pool* const pool = [] {
+#if !defined(_WIN32)
+        pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+#endif
+        return new Pool;  // never destroyed: its threads may outlive static objects
+    }();
+    return *pool;
+}
+
+}  // namespace
+
+void parallel(int threads, int64_t count, void (*task)(const void*, int64_t), const void* context) {
+    if (threads > count) threads = static_cast<int>(count);
+    if (threads > 1 && !forked.load(std::memory_order_relaxed) && pool().run(threads, {task, context, count})) return;
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+}
+
+}  // namespace labelsmooth

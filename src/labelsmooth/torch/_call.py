@@ -1,0 +1,48 @@
+"""One call of the loss: what every path is given, its shapes and arguments checked, its values not yet."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Call(NamedTuple):
+    """The arguments of `labelsmooth.torch.cross_entropy`.
+
+    Attributes:
+        looked_at: values are at hand: the path may read them, and choose by them.
+        checked: values are checked, and wrong ones refused.
+    """
+
+    input: Tensor
+    target: Tensor
+    weight: Tensor | None
+    ignore_index: int
+    reduction: str
+    epsilon: float
+    prior: Tensor | None
+    class_prior: Tensor | None
+    mask: Tensor | None
+    class_mask: Tensor | None
+    weight_mode: str
+    normalizer: Tensor | float | None
+    inplace: bool
+    looked_at: bool
+    checked: bool
+
+    @property
+    def dim(self) -> int:
+        """The class axis."""
+        return 0 if self.input.dim() == 1 else 1
+
+    @property
+    def labelled(self) -> bool:
+        """`target` is class ids."""
+        return self.target.dim() == self.input.dim() - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return torch.float64 if self.input.dtype == torch.float64 else torch.float32

@@ -1,0 +1,207 @@
+"""The loss by the CPU kernel, which computes the gradient in the same pass over the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from labelsmooth import _checks
+from labelsmooth.torch import _eager
+from labelsmooth.torch._call import Call
+
+try:
+    from labelsmooth import _native as kernel
+except ImportError as error:  # installed without a compiler
+    kernel = None
+    _missing = str(error)
+
+_capsule: Callable[[Tensor], Any] = torch._C._to_dlpack  # pyright: ignore[reportAttributeAccessIssue]
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_POOLED = 1 << 20  # bytes; smaller memory is quick to get, and page faults are few
+
+
+def described() -> str:
+    """Which kernel runs here, or why none does."""
+    if kernel is None:
+        return f"eager PyTorch: the CPU kernel is not there ({_missing}); reinstall where there is a C++ compiler"
+    names = kernel.kernels()
+    return f"CPU kernel, {names[0]}; eager PyTorch where a call needs it"
+
+
+def refusal(call: Call) -> str | None:
+    """Why the kernel cannot compute `call`, or None."""
+    if kernel is None:
+        return "the CPU kernel is not installed"
+    if call.input.device.type != "cpu":
+        return f"the logits are on {call.input.device}"
+    if not call.looked_at:
+        return "it is compiled, traced, transformed, or of tensors of another kind"
+    if call.input.dtype not in _DTYPES:
+        return f"the logits are {call.input.dtype}"
+    if forward_ad._current_level >= 0:
+        return "it is differentiated forward"
+    others = (call.target, call.weight, call.prior, call.class_prior, call.normalizer)
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in others):
+        return "something beside the logits requires grad"
+    if call.input.numel() == 0:
+        return "there are no logits"
+    return None
+
+
+def loss(call: Call) -> Tensor | None:
+    """The loss of a call that is not refused; None where a value is wrong, which the eager path says in words."""
+    shared = call.class_prior if call.prior is None or call.prior.dim() > 1 else call.prior
+    if call.checked and shared is not None and bool(_eager.no_distribution(shared, -1, shared.dtype).any()):
+        return None
+    try:
+        if torch.is_grad_enabled() and call.input.requires_grad:
+            return _Loss.apply(call.input, call)  # pyright: ignore[reportReturnType]
+        return _run(call, _lay_out(call.input.detach(), call).rows, None)
+    except _WrongValue:
+        return None
+
+
+class _WrongValue(Exception):
+    """The kernel found a value that it cannot compute with, or that is refused."""
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, call: Call) -> Tensor:
+        laid_out = _lay_out(input.detach(), call)
+        ctx.call, ctx.gradient = call, None
+        gradient = None
+        if call.inplace and laid_out.rows.data_ptr() == input.data_ptr():
+            gradient = laid_out.rows
+            torch.autograd.graph.increment_version(input)
+        else:
+            ctx.save_for_backward(input)
+            # A loss scale comes with the upstream gradient, and float16 has no room for a gradient without it.
+            if input.dtype != torch.float16:
+                gradient = _empty(laid_out.rows)
+        if gradient is not None:
+            ctx.gradient = laid_out.back(gradient)
+        return _run(call, laid_out.rows, gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
+        (upstream,) = upstreams
+        call: Call = ctx.call
+        gradient, ctx.gradient = ctx.gradient, None  # nobody else has it: it may be changed, and given away
+        if not torch.is_grad_enabled() and gradient is not None:
+            return _scaled(gradient, upstream, call.dim), None
+        if not ctx.saved_tensors:
+            raise RuntimeError("inplace=True overwrites the logits: the loss can be differentiated once, and not twice")
+        (input,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will be differentiated itself
+            with torch.enable_grad():
+                again = _eager.loss(call._replace(input=input, checked=False))
+            return torch.autograd.grad(again, input, upstream, create_graph=True)[0], None
+        laid_out = _lay_out(input.detach(), call)
+        rows = _empty(laid_out.rows)
+        _run(call, laid_out.rows, rows, upstream)
+        return laid_out.back(rows), None
+
+
+def _scaled(gradient: Tensor, upstream: Tensor, dim: int) -> Tensor:
+    """`gradient` times `upstream`: one number, or one for each row."""
+    if upstream.dim() < gradient.dim() - 1 or gradient.dim() == 1:
+        return gradient if upstream.item() == 1 else gradient.mul_(upstream)
+    return gradient if bool((upstream == 1).all()) else gradient.mul_(upstream.unsqueeze(dim))
+
+
+class _LaidOut(NamedTuple):
+    """Logits as the kernel takes them.
+
+    Attributes:
+        rows: ``[n, K]`` with classes side by side, or ``[N, K, M]`` with rows side by side.
+        back: makes a contiguous tensor of the shape of `rows` one of the shape of the logits, on the same memory.
+    """
+
+    rows: Tensor
+    back: Callable[[Tensor], Tensor]
+
+
+def _lay_out(x: Tensor, call: Call) -> _LaidOut:
+    shape, count = x.shape, x.shape[call.dim]
+    if x.dim() == 1:
+        return _LaidOut(x.contiguous().unsqueeze(0), lambda rows: rows[0])
+    if x.dim() == 2 and (x.stride(1) == 1 or count == 1):
+        return _LaidOut(x, lambda rows: rows)
+    each_its_own = not call.labelled or call.class_prior is not None
+    each_its_own = each_its_own or any(u is not None and u.dim() > 1 for u in (call.prior, call.class_mask))
+    if each_its_own or x.movedim(1, -1).is_contiguous():
+        lead = shape[:1] + shape[2:]
+        rows = x.movedim(1, -1).reshape(-1, count).contiguous()
+        return _LaidOut(rows, lambda rows: rows.view(*lead, count).movedim(-1, 1))
+    if x.dim() == 2 and x.stride(0) == 1:
+        return _LaidOut(x.t().unsqueeze(0), lambda rows: rows[0].t())
+    return _LaidOut(x.contiguous().view(shape[0], count, -1), lambda rows: rows.view(shape))
+
+
+def _empty(like: Tensor) -> Tensor:
+    """Contiguous, not initialised; large ones from the pool, to which they go back when nothing refers to them."""
+    size = like.numel() * like.element_size()
+    if size < _POOLED:
+        return torch.empty(like.shape, dtype=like.dtype)
+    assert kernel is not None
+    memory: Tensor = torch._C._from_dlpack(kernel.buffer(size))  # pyright: ignore[reportAttributeAccessIssue]
+    return memory.view(like.dtype).view(like.shape)
+
+
+def _run(call: Call, rows: Tensor, gradient: Tensor | None, upstream: Tensor | None = None) -> Tensor:
+    """The loss of laid-out logits; `gradient` becomes its gradient times `upstream`.
+
+    Raises:
+        _WrongValue: as far as values are checked; what the kernel cannot compute with, always.
+    """
+    assert kernel is not None
+    dim, count, dtype = call.dim, call.input.shape[call.dim], call.dtype
+
+    def a_row_each(x: Tensor) -> Tensor:
+        return x.movedim(dim, -1).reshape(-1, count) if x.dim() > 1 else x
+
+    def real(x: Tensor) -> Any:
+        return _capsule(x.detach().to(dtype).contiguous())
+
+    options: dict[str, Any] = {}
+    if call.weight is not None:
+        options.update(weight=real(call.weight), weight_outside=call.weight_mode == "example")
+    if call.prior is not None:
+        options.update(prior=real(a_row_each(call.prior)), prior_tolerance=_checks.tolerance(call.prior.dtype))
+    if call.class_prior is not None and call.labelled:
+        options.update(class_prior=real(call.class_prior))
+    elif call.class_prior is not None:
+        with torch.autocast("cpu", enabled=False):  # it would multiply in half precision
+            u = a_row_each(call.target).detach().to(dtype).view(-1, count) @ call.class_prior.detach().to(dtype)
+        options.update(prior=real(u), prior_tolerance=float("inf"))
+    if call.mask is not None:
+        options.update(mask=_capsule(call.mask.contiguous().view(torch.uint8)))
+    if call.class_mask is not None:
+        options.update(class_mask=_capsule(a_row_each(call.class_mask).contiguous().view(torch.uint8)))
+    if call.normalizer is not None:
+        options.update(normalizer=float(call.normalizer))
+    if upstream is not None and upstream.dim() == 0:
+        options.update(upstream_scalar=float(upstream))
+    elif upstream is not None:
+        options.update(upstream=real(upstream.reshape(-1)))
+    if call.labelled:
+        labels = call.target if call.target.dtype in (torch.int64, torch.int32) else call.target.long()
+        target = _capsule(labels.contiguous())
+        shape = labels.shape
+    else:
+        target = real(a_row_each(call.target) if call.input.dim() > 1 else call.target.unsqueeze(0))
+        options.update(target_tolerance=_checks.tolerance(call.target.dtype))
+        shape = call.input.shape[:dim] + call.input.shape[dim + 1 :]
+    loss = torch.empty(shape if call.reduction == "none" else (), dtype=dtype)
+    faults = kernel.cross_entropy(
+        _capsule(rows), target, _capsule(loss), None if gradient is None else _capsule(gradient), call.epsilon,
+        call.ignore_index, call.reduction == "mean", threads=torch.get_num_threads(), **options,
+    )  # fmt: skip
+    if faults and (call.checked or faults & kernel.UNDEFINED):
+        raise _WrongValue
+    return loss
