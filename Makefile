@@ -5,7 +5,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 RUN = $(VENV)/bin/python -m
 SOURCES = pyproject.toml constraints.txt
 
-.PHONY: demo install test test-all lint bench clean
+.PHONY: demo install test test-all sanitize lint bench clean
 
 demo: $(VENV)/.train
 	$(VENV)/bin/labelsmooth train digits --smoothing 0.1
@@ -17,6 +17,13 @@ test: install
 
 test-all: install
 	$(RUN) pytest
+
+sanitize:
+	for sanitizer in address,undefined thread; do \
+		$(CXX) -std=c++17 -O1 -g -Wno-psabi -pthread -fsanitize=$$sanitizer -fno-sanitize-recover=all -Inative \
+			native/kernel_*.cpp native/threads.cpp native/buffers.cpp native/tests/sanitized.cpp -o build/sanitized \
+			&& build/sanitized || exit 1; \
+	done
 
 lint: install
 	$(RUN) ruff check .

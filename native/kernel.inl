@@ -50,20 +50,6 @@ private:
     int64_t size_ = 0;
 };
 
-template <class T>
-double total_of(Lanes<T> x) {
-    double sum = 0;
-    for (int i = 0; i < lanes<T>; ++i) sum += static_cast<double>(x[i]);
-    return sum;
-}
-
-template <class T>
-T largest_of(Lanes<T> x) {
-    T most = x[0];
-    for (int i = 1; i < lanes<T>; ++i) most = x[i] > most ? x[i] : most;
-    return most;
-}
-
 // Sums are taken in T over so many vectors, then in double.
 constexpr int64_t vectors_in_block = 32;
 
@@ -116,7 +102,7 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
     most[0] = most[1] > most[0] ? most[1] : most[0];
     most[2] = most[3] > most[2] ? most[3] : most[2];
     most[0] = most[2] > most[0] ? most[2] : most[0];
-    const T top = largest_of<T>(most[0]);
+    const T top = largest_of<T, W>(most[0]);
     if (top == lowest) faults |= no_finite_logit;
 
     // e_k = exp(z_k - top), kept for the gradient; Σ e_k and Σ c_k (z_k - top).
@@ -147,17 +133,17 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
             s[0] += e;
             d[0] += towards_of(x, k, W);
         }
-        exponentials += total_of<T>((s[0] + s[1]) + (s[2] + s[3]));
-        towards += total_of<T>((d[0] + d[1]) + (d[2] + d[3]));
+        exponentials += sum_of<T, W>((s[0] + s[1]) + (s[2] + s[3]));
+        towards += sum_of<T, W>((d[0] + d[1]) + (d[2] + d[3]));
     }
     if (rest) {
         V x = load<S, W>(z + k, rest, lowest) - top;
         const V e = exponential<T, W>(x);
         if (kept) store<T, W>(kept + k, rest, e);
         for (int64_t i = rest; i < W; ++i) x[i] = 0;
-        exponentials += total_of<T>(e);
+        exponentials += sum_of<T, W>(e);
         if (top == lowest) exponentials += static_cast<double>(top - top);  // nan, as of any such row
-        towards += total_of<T>(towards_of(x, k, rest));
+        towards += sum_of<T, W>(towards_of(x, k, rest));
     }
 
     const double log_sum = static_cast<double>(log_of(static_cast<T>(exponentials)));

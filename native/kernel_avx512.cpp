@@ -10,6 +10,7 @@
 namespace labelsmooth {
 namespace {
 #define VECTOR_BYTES 64
+#define WITH_AVX512
 #include "kernel.inl"
 }  // namespace
 

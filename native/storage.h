@@ -105,6 +105,27 @@ inline void store(S* to, int64_t count, Values<typename Computed<S>::type, W> x)
     memcpy(to, part, static_cast<size_t>(count) * sizeof(S));
 }
 
+#ifdef WITH_AVX512
+template <>
+inline Values<float, 16> load<float, 16>(const float* from, int64_t count, float fill) {
+    const auto mask = static_cast<__mmask16>((1u << count) - 1);
+    return bit_cast<Values<float, 16>>(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), mask, from));
+}
+template <>
+inline void store<float, 16>(float* to, int64_t count, Values<float, 16> x) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), bit_cast<__m512>(x));
+}
+template <>
+inline Values<double, 8> load<double, 8>(const double* from, int64_t count, double fill) {
+    const auto mask = static_cast<__mmask8>((1u << count) - 1);
+    return bit_cast<Values<double, 8>>(_mm512_mask_loadu_pd(_mm512_set1_pd(fill), mask, from));
+}
+template <>
+inline void store<double, 8>(double* to, int64_t count, Values<double, 8> x) {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), bit_cast<__m512d>(x));
+}
+#endif
+
 template <class S>
 inline typename Computed<S>::type get(const S* from) {
     return load<S, 4>(from, 1, 0)[0];

@@ -69,23 +69,66 @@ struct Exp<double> {
                                    1.0 / 120,        1.0 / 24,        1.0 / 6,        0.5};
 };
 
+// p 2^n, where n is a whole number. In two steps: 2^n itself may be denormal, or beyond the range.
+template <class T, int W>
+inline Values<T, W> times_power_of_two(Values<T, W> p, Values<T, W> n) {
+    using bits = typename Vector<T, W>::bits;
+    using ints = typename Vector<T, W>::ints;
+    const Values<T, W> rounder = splat<T, W>(Exp<T>::rounder);
+    const ints whole = bit_cast<ints>(bit_cast<bits>(n + rounder) - bit_cast<bits>(rounder));
+    const ints half = whole >> 1;
+    return p * power_of_two<W>(half) * power_of_two<W>(whole - half);
+}
+
+#ifdef WITH_AVX512
+template <>
+inline Values<float, 16> times_power_of_two<float, 16>(Values<float, 16> p, Values<float, 16> n) {
+    return bit_cast<Values<float, 16>>(_mm512_scalef_ps(bit_cast<__m512>(p), bit_cast<__m512>(n)));
+}
+template <>
+inline Values<double, 8> times_power_of_two<double, 8>(Values<double, 8> p, Values<double, 8> n) {
+    return bit_cast<Values<double, 8>>(_mm512_scalef_pd(bit_cast<__m512d>(p), bit_cast<__m512d>(n)));
+}
+#endif
+
 // exp, at most 2 ulp from the true value, over the whole range; denormal results too. nan stays nan.
 template <class T, int W>
 inline Values<T, W> exponential(Values<T, W> x) {
     using E = Exp<T>;
     using V = Values<T, W>;
-    using bits = typename Vector<T, W>::bits;
-    using ints = typename Vector<T, W>::ints;
     x = x < splat<T, W>(E::lowest) ? splat<T, W>(E::lowest) : x;
     x = x > splat<T, W>(E::highest) ? splat<T, W>(E::highest) : x;
-    const V rounded = x * E::per_ln2 + E::rounder;
-    const V whole = rounded - E::rounder;
-    const ints n = bit_cast<ints>(bit_cast<bits>(rounded) - bit_cast<bits>(splat<T, W>(E::rounder)));
-    const V r = (x - whole * E::ln2_high) - whole * E::ln2_low;
+    const V n = (x * E::per_ln2 + E::rounder) - E::rounder;
+    const V r = (x - n * E::ln2_high) - n * E::ln2_low;
     V q = splat<T, W>(E::q[0]);
 #pragma GCC unroll 12
     for (size_t i = 1; i < sizeof(E::q) / sizeof(T); ++i) q = q * r + E::q[i];
-    const V p = (q * r) * r + r + T(1);
-    const ints half = n >> 1;  // in two steps: 2^n itself may be denormal, or beyond the range
-    return p * power_of_two<W>(half) * power_of_two<W>(n - half);
+    return times_power_of_two<T, W>((q * r) * r + r + T(1), n);
+}
+
+// The sum of all lanes, in double.
+template <class T, int W>
+inline double sum_of(Values<T, W> x) {
+    if constexpr (W == 1) {
+        return static_cast<double>(x[0]);
+    } else if constexpr (sizeof(T) == 4) {
+        return sum_of<double, W>(__builtin_convertvector(x, Values<double, W>));
+    } else {
+        Values<T, W / 2> low, high;
+        memcpy(&low, &x, sizeof low);
+        memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+        return sum_of<T, W / 2>(low + high);
+    }
+}
+
+template <class T, int W>
+inline T largest_of(Values<T, W> x) {
+    if constexpr (W == 1) {
+        return x[0];
+    } else {
+        Values<T, W / 2> low, high;
+        memcpy(&low, &x, sizeof low);
+        memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+        return largest_of<T, W / 2>(high > low ? high : low);
+    }
 }

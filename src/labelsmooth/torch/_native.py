@@ -21,7 +21,7 @@ except ImportError as error:  # installed without a compiler
 
 _capsule: Callable[[Tensor], Any] = torch._C._to_dlpack  # pyright: ignore[reportAttributeAccessIssue]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_POOLED = 1 << 20  # bytes; smaller memory is quick to get, and page faults are few
+_POOLED = 1 << 16  # bytes; smaller memory is quick to get, and page faults are few
 
 
 def described() -> str:

@@ -1,0 +1,135 @@
+// The kernels under a sanitizer: every type, layout and option on memory of exactly the size that is needed, from
+// several threads at once. `make sanitize` builds and runs this with each sanitizer.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../buffers.h"
+#include "../kernel.h"
+
+using namespace labelsmooth;
+
+namespace {
+
+size_t size_of(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
+
+// float32 numbers as the type has them; exact for the small whole numbers used here.
+std::unique_ptr<char[]> stored(Type type, const std::vector<float>& values) {
+    auto bytes = std::make_unique<char[]>(values.size() * size_of(type));
+    for (size_t i = 0; i < values.size(); ++i) {
+        const double wide = values[i];
+        uint32_t bits;
+        std::memcpy(&bits, &values[i], 4);
+        uint16_t half = static_cast<uint16_t>(bits >> 16);
+        if (type == Type::float16) {
+            const int exponent = static_cast<int>(bits >> 23 & 255) - 127 + 15;
+            half = static_cast<uint16_t>(bits == 0 ? 0 : (bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 0x3ff));
+        }
+        const void* from = type == Type::float64 ? static_cast<const void*>(&wide)
+                         : type == Type::float32 ? static_cast<const void*>(&values[i])
+                                                 : static_cast<const void*>(&half);
+        std::memcpy(bytes.get() + i * size_of(type), from, size_of(type));
+    }
+    return bytes;
+}
+
+std::vector<float> whole_numbers(size_t count, std::mt19937& draws, int least, int most) {
+    std::vector<float> values(count);
+    std::uniform_int_distribution<int> die(least, most);
+    for (float& value : values) value = static_cast<float>(die(draws));
+    return values;
+}
+
+bool run(const Kernels& kernels, Type type, int64_t outer, int64_t classes, int64_t inner, int option, unsigned seed) {
+    std::mt19937 draws(seed);
+    const auto rows = static_cast<size_t>(outer * inner), K = static_cast<size_t>(classes);
+    const Type real = type == Type::float64 ? Type::float64 : Type::float32;
+    const auto logits = stored(type, whole_numbers(rows * K, draws, -8, 8));
+    auto gradient = std::make_unique<char[]>(rows * K * size_of(type));
+    auto losses = std::make_unique<char[]>(rows * size_of(real));
+    auto labels = std::make_unique<int64_t[]>(rows);
+    for (size_t i = 0; i < rows; ++i) labels[i] = draws() % 7 == 0 ? -100 : static_cast<int64_t>(draws() % K);
+    const auto weight = stored(real, whole_numbers(K, draws, 0, 3));
+    std::vector<float> even(K, 0), each(rows * K, 0);
+    even[draws() % K] = 1;
+    for (size_t i = 0; i < rows; ++i) each[i * K + draws() % K] = 1;
+    const auto prior = stored(real, even), targets = stored(real, each);
+    auto mask = std::make_unique<uint8_t[]>(rows);
+    for (size_t i = 0; i < rows; ++i) mask[i] = draws() % 4 != 0;
+    auto class_mask = std::make_unique<uint8_t[]>(K);
+    for (size_t k = 0; k < K; ++k) class_mask[k] = 1;
+
+    Problem p{};
+    p.type = type;
+    p.outer = outer, p.classes = classes, p.inner = inner;
+    p.logits = logits.get();
+    p.outer_stride = p.gradient_outer_stride = classes * inner;
+    p.class_stride = p.gradient_class_stride = inner;
+    p.gradient = option % 5 == 4 ? nullptr : gradient.get();
+    p.labels = labels.get();
+    p.ignore_index = -100;
+    p.smoothing = 0.25;
+    p.normalizer = std::nan("");
+    p.mean = option % 2 == 0;
+    p.upstream_scalar = 1;
+    p.losses = losses.get();
+    p.threads = 3;
+    p.target_tolerance = p.prior_tolerance = 1e-4;
+    if (option & 1) p.weight = weight.get();
+    if (option & 2) p.prior = prior.get(), p.mask = mask.get();
+    if (option & 4) p.weight_outside = true, p.class_mask = class_mask.get();
+    if (option & 8 && inner == 1) p.labels = nullptr, p.targets = targets.get();
+    if (option & 16 && inner == 1) p.prior = targets.get(), p.prior_rows = true;
+    const int faults = kernels.cross_entropy(p);
+    double sum = 0;  // of every row's gradient: p and q' both sum to what the row holds
+    for (size_t i = 0; p.gradient && i < rows * K && real == type; ++i) {
+        double x;
+        float y;
+        if (type == Type::float64) std::memcpy(&x, gradient.get() + i * 8, 8);
+        else std::memcpy(&y, gradient.get() + i * 4, 4), x = y;
+        sum += x;
+    }
+    return faults == 0 && std::abs(sum) < 1e-2 * static_cast<double>(rows);
+}
+
+bool all_of(const Kernels& kernels, unsigned seed) {
+    bool fine = true;
+    for (Type type : {Type::float32, Type::float64, Type::bfloat16, Type::float16})
+        for (int64_t classes : {1, 3, 17, 300})
+            for (int64_t inner : {1, 5, 70})
+                for (int option = 0; option < 32; ++option)
+                    fine &= run(kernels, type, option % 3 + (inner == 1 ? 200 : 2), classes, inner, option, seed++);
+    for (int i = 0; i < 200; ++i) {
+        const Buffer one = acquire(static_cast<size_t>(1000 + seed % 7 * 100));
+        std::memset(one.data, 1, one.capacity);
+        release(one);
+    }
+    return fine;
+}
+
+}  // namespace
+
+int main() {
+    std::vector<Kernels> all{baseline_kernels()};
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(avx2_kernels());
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        all.push_back(avx512_kernels());
+#endif
+    bool fine[3] = {true, true, true};
+    std::vector<std::thread> callers;
+    for (size_t i = 0; i < all.size(); ++i)
+        callers.emplace_back([&, i] { fine[i] = all_of(all[i], static_cast<unsigned>(i) * 100000); });
+    for (auto& caller : callers) caller.join();
+    drop();
+    const bool right = fine[0] && fine[1] && fine[2];
+    std::puts(right ? "clean" : "wrong numbers");
+    return right ? EXIT_SUCCESS : EXIT_FAILURE;
+}
