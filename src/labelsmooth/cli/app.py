@@ -14,6 +14,7 @@ from labelsmooth.cli.output import console
 from labelsmooth.cli.predict import predict
 from labelsmooth.cli.report import report
 from labelsmooth.cli.schedule import schedule
+from labelsmooth.cli.smooth import smooth
 from labelsmooth.cli.train import train
 
 
@@ -28,6 +29,6 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
         help_format="plaintext",  # its default loads a Markdown parser, 60 ms
     )
-    for command in (train, compare, evaluate, predict, report, data, explain, schedule, doctor):
+    for command in (train, compare, evaluate, predict, report, data, smooth, explain, schedule, doctor):
         app.command(command)
     return app

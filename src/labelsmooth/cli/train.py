@@ -113,7 +113,7 @@ def train(
 
 def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
     from labelsmooth._errors import DataError
-    from labelsmooth.training.listing import nearest
+    from labelsmooth._text import nearest
     from labelsmooth.training.recipes import RECIPES, Recipe
     from labelsmooth.training.run import read_config
 
