@@ -70,7 +70,7 @@ def measure(work: str, labels: Path, out: Path) -> tuple[float, float]:
 
 
 def measured(work: str, labels: Path, out: Path) -> None:
-    """Is run in a process of its own, whose peak the kernel counts from its start (ru_maxrss counts its parent's too)."""
+    """In a process of its own, whose peak VmHWM counts from its start; ru_maxrss knows its parent's too."""
     start = time.perf_counter()
     WORKS[work](labels, out)
     seconds = time.perf_counter() - start

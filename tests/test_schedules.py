@@ -102,6 +102,15 @@ def test_make_and_parse():
     assert parse("cosine:warmup=0", 0.1, 10) == CosineDecay(0.1, 10)
 
 
+def test_a_recipe_takes_a_warmup():
+    from labelsmooth.training import Recipe
+
+    recipe = Recipe(schedule="cosine:warmup=2", epochs=10, lr=0.1)
+    assert recipe.make_schedule() == Warmup(CosineDecay(0.1, 8), 2)
+    with pytest.raises(ValueError, match="warmup must be a number of at least 0 and below the epochs, 2; got 2.0"):
+        recipe.changed(epochs=2)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

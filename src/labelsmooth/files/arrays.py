@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -22,7 +21,13 @@ from labelsmooth.files.source import Source, Write
 _NAMES = ("labels", "label", "y", "targets", "target")  # of the array in an .npz file
 
 
-class NpySource(Source):
+class _ArraySource(Source):
+    def _whole(self, size: int, needed: int) -> None:
+        if size < needed:
+            raise DataError(f"{self.name} is cut off: it has {size} bytes of {needed}")
+
+
+class NpySource(_ArraySource):
     """An `.npy` file, mapped into memory a batch at a time, so that no more of it counts as this process's own."""
 
     def __init__(self, path: Path, column: str | None) -> None:
@@ -37,15 +42,13 @@ class NpySource(Source):
             raise DataError(f"{path} is no readable .npy file ({_reason(error)})") from None
         self.describe(shape, dtype)
         self._shape = shape
-        needed = self._offset + math.prod(shape) * dtype.itemsize
-        if path.stat().st_size < needed:
-            raise DataError(f"{path} is cut off: it has {path.stat().st_size} bytes of {needed}")
+        self._whole(path.stat().st_size, self._offset + math.prod(shape) * dtype.itemsize)
 
     def batches(self, most: int, keep: bool) -> Iterator[tuple[np.ndarray, Any]]:
         yield from _mapped(self.path, self.dtype, self._shape, self._fortran, self._offset, most)
 
 
-class NpzSource(Source):
+class NpzSource(_ArraySource):
     """One array of an `.npz` file, unpacked while it is read."""
 
     def __init__(self, path: Path, column: str | None) -> None:
@@ -69,25 +72,23 @@ class NpzSource(Source):
             _header(file)
             if self._fortran:  # column by column, so that no row is whole before the end: on the disk for a while
                 with tempfile.TemporaryFile() as unpacked:
-                    with self._reading():
-                        shutil.copyfileobj(file, unpacked, 1 << 20)
+                    while part := self._read(file, 1 << 20):
+                        unpacked.write(part)
                     unpacked.flush()
+                    self._whole(unpacked.tell(), math.prod(self._shape) * self.dtype.itemsize)
                     yield from _mapped(unpacked, self.dtype, self._shape, True, 0, most)
                 return
-            width = math.prod(self._shape[1:])
+            row = math.prod(self._shape[1:]) * self.dtype.itemsize
             for start in range(0, self._shape[0], most):
                 count = min(most, self._shape[0] - start)
-                with self._reading():
-                    data = file.read(count * width * self.dtype.itemsize)
-                    values = np.frombuffer(data, self.dtype).reshape(count, *self._shape[1:])
-                yield values, None
-            with self._reading():
-                file.read(1)  # at the end, the checksum is looked at
+                data = self._read(file, count * row)
+                self._whole(start * row + len(data), (start + count) * row)
+                yield np.frombuffer(data, self.dtype).reshape(count, *self._shape[1:]), None
+            self._read(file, 1)  # at the end, the checksum is looked at
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _read(self, file: IO[bytes], size: int) -> bytes:
         try:
-            yield
+            return file.read(size)
         except _files.NPZ_DAMAGE as error:
             raise DataError(f"{self.name} cannot be read ({_reason(error)}); is it damaged, or cut off?") from None
 

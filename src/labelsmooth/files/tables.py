@@ -22,7 +22,7 @@ from labelsmooth.files.source import Source, Write
 LABEL_NAMES = ("label", "labels", "class", "target", "y", "fine_label", "category", "class_name", "label_name")
 TARGETS = "targets"
 _compute: Any = compute  # which makes its functions while it is imported
-_BLOCK = 4 << 20  # bytes of a CSV file; no row may be larger
+_BLOCK = 1 << 20  # bytes of a CSV file, of which pyarrow reads 32 blocks ahead; no row may be larger
 _BATCH = 32 << 20  # bytes of a parquet file's rows, as far as their average tells
 _WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
 
