@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import itertools
 import json
 import os

@@ -84,7 +84,6 @@ class NpzSource(_ArraySource):
                 data = self._read(file, count * row)
                 self._whole(start * row + len(data), (start + count) * row)
                 yield np.frombuffer(data, self.dtype).reshape(count, *self._shape[1:]), None
-            self._read(file, 1)  # at the end, the checksum is looked at
 
     def _read(self, file: IO[bytes], size: int) -> bytes:
         try:
