@@ -33,6 +33,7 @@ lint: install
 bench: install
 	$(RUN) benchmarks.bench_start
 	$(RUN) benchmarks.bench_targets
+	$(RUN) benchmarks.bench_smooth
 	$(RUN) benchmarks.bench_loss
 	$(RUN) benchmarks.bench_methods
 	$(RUN) benchmarks.bench_train

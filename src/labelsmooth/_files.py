@@ -78,6 +78,22 @@ def check_parent(parent: Path) -> None:
         raise _checks.error("out", "be a folder that can be written to", str(parent))
 
 
+def check_file(path: Path, name: str) -> None:
+    """Whether a file can be written to `path`, found out before the work; `name` is what an error calls it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not path.parent.is_dir():
+        raise _checks.error(name, "lie in a folder that exists", str(path))
+    if path.is_dir():
+        raise _checks.error(name, "be a file", str(path))
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise _checks.error(name, "lie in a folder that can be written to", f"{path} ({error.strerror})") from None
+
+
 def _sync_folder(path: Path) -> None:
     """Make a renaming in `path` outlast a power cut, where the system lets folders be opened."""
     with suppress(OSError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Sequence
 
 # Control characters, surrogates, line and paragraph separators, and what turns the direction of writing.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -24,6 +26,12 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """`printable` of each line."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean X?`, or nothing."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -13,6 +13,8 @@ from labelsmooth.cli.explain import explain
 from labelsmooth.cli.output import console
 from labelsmooth.cli.predict import predict
 from labelsmooth.cli.report import report
+from labelsmooth.cli.schedule import schedule
+from labelsmooth.cli.smooth import smooth
 from labelsmooth.cli.train import train
 
 
@@ -27,6 +29,6 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
         help_format="plaintext",  # its default loads a Markdown parser, 60 ms
     )
-    for command in (train, compare, evaluate, predict, report, data, explain, doctor):
+    for command in (train, compare, evaluate, predict, report, data, smooth, explain, schedule, doctor):
         app.command(command)
     return app

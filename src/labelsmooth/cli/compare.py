@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from labelsmooth.cli.output import Bar, Json, WholeNumber, console, duration, make_reporter, print_json
+from labelsmooth.cli.stopping import terminated
 
 if TYPE_CHECKING:
     from labelsmooth.comparison import Comparison
@@ -116,7 +114,7 @@ def compare(
     _checks.class_count(asked["seeds"], "seeds")
     check_backend(jobs, backend, scheduler)
     _files.check_parent(out or Path("runs"))
-    with Bar(screen) as bar, _terminated():
+    with Bar(screen) as bar, terminated():
         reporter = make_reporter(screen, bar)
         trials = ImageTrials.of(asked["data"] or "digits", asked["fixed"], reporter)
         result = comparison.compare(
@@ -128,20 +126,6 @@ def compare(
     if json:
         print_json({"comparison": str(result.folder), **result.as_dict()})
     return 5 if result.partial else 0
-
-
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, between trainings too."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _varied(words: list[str]) -> dict[str, list[Any]]:

@@ -58,7 +58,7 @@ def train(
         epochs: passes over the training set; may be fractional. With --resume: go on up to so many.
         batch_size: examples per step.
         lr: the first learning rate.
-        schedule: polynomial[:power=P], step[:factor=F,every=E] or cosine.
+        schedule: polynomial[:power=P], step[:factor=F,every=E] or cosine, each with warmup=EPOCHS if wanted.
         weight_decay: on kernels, not on biases and batch norm.
         dropout: the share of features dropped before the last layer.
         image_size: resize images to this height and width; by the data if not given.
@@ -113,7 +113,7 @@ def train(
 
 def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
     from labelsmooth._errors import DataError
-    from labelsmooth.training.listing import nearest
+    from labelsmooth._text import nearest
     from labelsmooth.training.recipes import RECIPES, Recipe
     from labelsmooth.training.run import read_config
 

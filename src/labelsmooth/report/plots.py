@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from labelsmooth import _checks
+from labelsmooth import _checks, _files
 from labelsmooth.evaluation.calibration import Reliability
 from labelsmooth.evaluation.intervals import wilson
 from labelsmooth.report.panels import Panel, dress, end_labels, shortened, together
@@ -54,14 +53,7 @@ def check_file(path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise _checks.error("plot", f"end in one of {', '.join(FORMATS)}", str(path))
-    if not path.parent.is_dir():
-        raise _checks.error("plot", "lie in a folder that exists", str(path))
-    if path.is_dir():
-        raise _checks.error("plot", "be a file", str(path))
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise _checks.error("plot", "lie in a folder that can be written to", f"{path} ({error.strerror})") from None
+    _files.check_file(path, "plot")
 
 
 def curves(rows: list[dict[str, Any]], smoothing: float) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,9 +73,3 @@ def one_file_per_split(names: list[str], where: str) -> dict[str, str]:
         if split is not None:
             found[split] = name
     return {split: found[split] for split in SPLITS if split in found}
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """`; did you mean X?`, or nothing."""
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -13,8 +13,9 @@ import numpy as np
 
 from labelsmooth import _checks, _files
 from labelsmooth._errors import DataError
+from labelsmooth._text import nearest
 from labelsmooth.training import arrays
-from labelsmooth.training.listing import Listing, nearest
+from labelsmooth.training.listing import Listing
 
 _FLIPS = ("symmetric", "asymmetric")
 _SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".txt")

@@ -16,10 +16,12 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from labelsmooth._errors import DataError
+from labelsmooth._text import nearest
+from labelsmooth.files.tables import LABEL_NAMES, delimiter, is_text
 from labelsmooth.training import cache
 from labelsmooth.training.arrays import whole
 from labelsmooth.training.images import Encoded, Items
-from labelsmooth.training.listing import SPLIT_NAMES, SPLITS, Listing, nearest, one_file_per_split
+from labelsmooth.training.listing import SPLIT_NAMES, SPLITS, Listing, one_file_per_split
 
 SUFFIXES = (".parquet", ".csv", ".tsv")
 _BYTES_NAMES = ("image_bytes", "bytes", "image_base64", "base64")  # in a CSV file: base64
@@ -27,7 +29,6 @@ _IMAGE_NAMES = (
     "image", "img", "images", "picture", "pixels", "file", "path", "file_name", "filename", "filepath", "file_path",
     "image_path", "image_file", *_BYTES_NAMES,
 )  # fmt: skip
-_LABEL_NAMES = ("label", "labels", "class", "target", "y", "fine_label", "category", "class_name", "label_name")
 _SPLIT_NAMES = ("split", "subset", "fold", "set", "partition")
 _ROWS = 128
 _BLOCKS = pc.ReadOptions(block_size=32 << 20)  # of a CSV file; no row may be larger
@@ -113,7 +114,7 @@ class _Table:
             raise DataError(f"there is no file {path}")
         try:
             self.file = None if self.is_csv else pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-            self.delimiter = _delimiter(path) if self.is_csv else ""
+            self.delimiter = delimiter(path) if self.is_csv else ""
             schema = self._open_csv(None).schema if self.file is None else self.file.schema_arrow
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
@@ -174,7 +175,7 @@ class _Table:
     def named_files(self) -> list[str]:
         """The image files that the table names."""
         kind = self.schema.field(self.image).type
-        if not _is_text(kind) and not (pa.types.is_struct(kind) and self._may_lack_bytes()):
+        if not is_text(kind) and not (pa.types.is_struct(kind) and self._may_lack_bytes()):
             return []
         return [file for file in self.images() if isinstance(file, str)]
 
@@ -230,13 +231,13 @@ class _Table:
     def _label_column(self, asked: str | None) -> str:
         if asked is not None:
             return self._asked(asked, "--label-column")
-        names = [field.name for field in self.schema if field.name.lower() in _LABEL_NAMES]
+        names = [field.name for field in self.schema if field.name.lower() in LABEL_NAMES]
         if not names:
             raise DataError(
-                f"{self.path} has no label column (one of {', '.join(_LABEL_NAMES)}); its columns: {self._listed()}"
-                f"{self._nearest(_LABEL_NAMES)}; --label-column names another"
+                f"{self.path} has no label column (one of {', '.join(LABEL_NAMES)}); its columns: {self._listed()}"
+                f"{self._nearest(LABEL_NAMES)}; --label-column names another"
             )
-        return min(names, key=lambda name: _rank(name, _LABEL_NAMES))
+        return min(names, key=lambda name: _rank(name, LABEL_NAMES))
 
     def _asked(self, name: str, option: str) -> str:
         if name not in self.schema.names:
@@ -247,7 +248,7 @@ class _Table:
         return name
 
     def _is_text(self, kind: pa.DataType) -> bool:
-        return self.is_csv or _is_text(kind)
+        return self.is_csv or is_text(kind)
 
     def _listed(self) -> str:
         return ", ".join(f"{field.name} ({field.type})" for field in self.schema)
@@ -269,7 +270,7 @@ class _Table:
             row = next(i for i, value in enumerate(column) if not value.is_valid)
             raise DataError(f"{self.where(rows[row])} has no label in the column {name}")
         values = column.to_numpy(zero_copy_only=False)
-        if _is_text(column.type):
+        if is_text(column.type):
             blank = [i for i, value in enumerate(values) if not value.strip()]
             if blank:
                 raise DataError(f"{self.where(rows[blank[0]])} has no label in the column {name}")
@@ -325,12 +326,6 @@ def _renumbered(ids: np.ndarray, own: tuple[str, ...], classes: tuple[str, ...],
     return np.array([classes.index(name) for name in own])[ids]
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
@@ -339,13 +334,6 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 def _rank(name: str, names: tuple[str, ...]) -> int:
     return names.index(name.lower()) if name.lower() in names else len(names)
-
-
-def _delimiter(path: Path) -> str:
-    """The one of comma, semicolon and tab that stands in the first line most often."""
-    with path.open(encoding="utf-8-sig") as file:
-        line = file.readline(1 << 16)
-    return max(",;\t", key=line.count)
 
 
 def _from_base64(text: str) -> bytes:
