@@ -104,6 +104,7 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
     most[0] = most[2] > most[0] ? most[2] : most[0];
     const T top = largest_of<T, W>(most[0]);
     if (top == lowest) faults |= no_finite_logit;
+    const T logit_of_label = row.label >= 0 ? get(z + row.label) : 0;  // now: gradients may overwrite logits
 
     // e_k = exp(z_k - top), kept for the gradient; Σ e_k and Σ c_k (z_k - top).
     T* const kept = sizeof(S) == sizeof(T) ? reinterpret_cast<T*>(row.gradient) : row.scratch;
@@ -149,7 +150,7 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
     const double log_sum = static_cast<double>(log_of(static_cast<T>(exponentials)));
     double loss = row.sum == 0 ? 0 : row.sum * log_sum;
     if (weigh) loss -= SHARED ? towards : row.uniform * towards;
-    if (row.at_label != 0) loss += row.at_label * (log_sum - static_cast<double>(get(z + row.label) - top));
+    if (row.at_label != 0) loss += row.at_label * (log_sum - static_cast<double>(logit_of_label - top));
     if (!row.gradient) return static_cast<T>(loss);
 
     const double all = row.sum + row.at_label;
@@ -454,6 +455,11 @@ private:
                 store<T, W>(top + v * W, x > m ? x : m);
             }
         }
+        T at_labels[block_columns];  // the logits of the labels: now, since gradients may overwrite logits
+        for (int64_t j = 0; j < width; ++j) {
+            const int64_t i = group * p.inner + first + j;
+            at_labels[j] = is_kept(i) ? get(z + label(i) * p.class_stride + j) : 0;
+        }
         for (int64_t k = 0; k < K; ++k) {
             const T c = coefficient(k);
             if (valid(k)) {
@@ -474,8 +480,8 @@ private:
                 }
         }
 
-        // From here s holds what e is multiplied by, d what c is, and top the gradient at the label.
-        T at_labels[block_columns];
+        // From here s holds what e is multiplied by, d what c is, at_labels the label's own part of c, and top the
+        // gradient at the label.
         const T* const w = real(p.weight);
         for (int64_t j = 0; j < step * W; ++j) {
             const int64_t i = group * p.inner + first + j;
@@ -492,7 +498,7 @@ private:
             const double at = (1 - p.smoothing) * (w && !p.weight_outside ? static_cast<double>(w[y]) : 1.0);
             const double log_sum = static_cast<double>(log_of(static_cast<T>(exponentials[j])));
             double loss = sum_ == 0 ? 0 : sum_ * log_sum - towards[j];
-            if (at != 0) loss += at * (log_sum - static_cast<double>(get(z + y * p.class_stride + j) - top[j]));
+            if (at != 0) loss += at * (log_sum - static_cast<double>(at_labels[j] - top[j]));
             losses_[i] = static_cast<T>(loss * outside);
             const T scale = static_cast<T>(scale_ * outside) * upstream(i);
             s[j] = static_cast<T>(scale * ((sum_ + at) / exponentials[j]));

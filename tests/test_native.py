@@ -227,6 +227,17 @@ class TestInplace:
         with pytest.raises(RuntimeError, match="inplace=True overwrites the logits"):
             loss.backward()
 
+    @pytest.mark.parametrize("shape", [(6, 40), (2, 40, 30)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+    def test_the_loss_is_that_of_the_logits_as_they_were(self, shape, dtype):
+        logits = (torch.randn(shape) * 3).to(dtype).requires_grad_()
+        labels = torch.randint(0, 40, (shape[0], *shape[2:]))
+        for reduction in ("none", "mean"):
+            options = {"label_smoothing": 0.1, "reduction": reduction}
+            expected = cross_entropy(logits, labels, **options)
+            loss = cross_entropy(logits + 0, labels, **options, inplace=True)
+            assert torch.equal(loss, expected)
+
     def test_a_layer_that_needs_its_output_is_told(self):
         logits, labels = torch.randn(4, 5).requires_grad_(), torch.randint(0, 5, (4,))
         loss = cross_entropy(torch.tanh(logits), labels, inplace=True)
