@@ -68,6 +68,9 @@ def settle(
     try:
         like = logits()
         asked = arguments(like, target, values, **given, whole=False)
+        if asked.q is not None and asked.class_prior is not None:
+            rule = "be None where the classes of soft targets are spread over processes"
+            raise _checks.error("class_prior", rule, "both")
         facts = _facts(asked, like, given) | {
             name: Varying(checksum(x)) if asked.checked and isinstance(x, Tensor) else _kind(x)
             for name, x in more.items()

@@ -349,6 +349,7 @@ class _Products:
         self.alone = alone
         split = like.dtype == torch.bfloat16 and like.device.type == "cpu" and not alone
         self.rest = torch.zeros(like.shape, dtype=torch.int16) if split else None
+        self.space = torch.empty((next(parts_of(*like.shape)).stop + 1, like.shape[1]), dtype=torch.int32)
         dtype = torch.float32 if half and not split and not alone else like.dtype
         self.total = torch.zeros(like.shape, dtype=dtype, device=like.device)
 
@@ -361,10 +362,12 @@ class _Products:
             if self.rest is None:
                 total += product
                 continue
-            bits = total.view(torch.int16).to(torch.int32).bitwise_left_shift_(16).add_(self.rest[some])
+            # The lower half is a number from -2^15, so that the upper half is rounded to nearest.
+            upper, lower, bits = total.view(torch.int16), self.rest[some], self.space[: len(total)]
+            bits.copy_(upper).bitwise_left_shift_(16).add_(lower)
             bits.view(torch.float32).add_(product)
-            self.rest[some] = bits  # the lower half, as a number from -2^15: the upper half is rounded to nearest
-            total.view(torch.int16).copy_(bits.sub_(self.rest[some]).bitwise_right_shift_(16))
+            lower.copy_(bits)
+            upper.copy_(bits.sub_(lower).bitwise_right_shift_(16))
 
 
 class _Losses(torch.autograd.Function):
