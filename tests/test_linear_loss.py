@@ -1,6 +1,7 @@
 """`linear_cross_entropy`: against the float64 loss of the whole logits, in every plan of chunks; and its memory."""
 
-import gc
+# ruff: noqa: B023  (each lambda is called before its loop goes on)
+
 import itertools
 import subprocess
 import sys
@@ -64,7 +65,9 @@ def check(x, w, b, target, **options):
     )
     assert found.dtype == eager.dtype
     assert found.shape == eager.shape
-    for mine, other, truth in zip((found, *found_gradients), (eager, *eager_gradients), (expected, *gradients), strict=True):
+    for mine, other, truth in zip(
+        (found, *found_gradients), (eager, *eager_gradients), (expected, *gradients), strict=True
+    ):
         assert mine.dtype == other.dtype
         scale = max(1.0, float(truth.abs().max())) if truth.numel() else 1.0
         bound = 2 * (other.double() - truth).abs().max() + 8 * EPS[x.dtype] * scale if truth.numel() else 0
@@ -100,7 +103,9 @@ def options_for(rng, shape, kind, weighted, masked, class_masked, soft, dtype):
     else:
         options["ignore_index"] = -7
     tensors = {n: torch.tensor(v) if isinstance(v, np.ndarray) else v for n, v in options.items()}
-    return target, {n: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in tensors.items()}
+    return target, {
+        n: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in tensors.items()
+    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -134,7 +139,7 @@ def test_drop_in_for_pytorchs(plan, reduction, smoothing):
     soft = torch.softmax(torch.randn(7, 11, 2, 3, dtype=torch.float64), 1)
     for tensors, target, options in (
         ((x, w, b), labels, {"weight": weight}),
-        ((x, w, None), labels, {"ignore_index": 3}),
+        ((x, w, None), labels.clamp_min(0), {"ignore_index": 3}),
         ((x.detach()[0].clone().requires_grad_(), w, b), labels[0], {}),
         ((x, wide, bias), many, {"weight": weight, "ignore_index": 2}),
         ((x, wide, None), soft, {}),
@@ -142,7 +147,7 @@ def test_drop_in_for_pytorchs(plan, reduction, smoothing):
     ):
         options = {"reduction": reduction, "label_smoothing": smoothing, **options}
         results = [
-            value_and_grads(lambda x, w, b=None: f(x, w, target, linear_bias=b, **options), [t for t in tensors if t is not None])  # noqa: B023
+            value_and_grads(lambda x, w, b=None: f(x, w, target, linear_bias=b, **options), [t for t in tensors if t is not None])
             for f in (linear_cross_entropy, F.linear_cross_entropy)
         ]  # fmt: skip
         torch.testing.assert_close(*results)
@@ -159,8 +164,12 @@ def test_layers_of_several_outputs(plan, dtype, soft):
         w = torch.tensor(rng.normal(size=(6, 3, 5)))
         results = []
         for function in (
-            lambda x, w: linear_cross_entropy(x.to(dtype), w.to(dtype), target, label_smoothing=0.2, reduction=reduction, **options),
-            lambda x, w: whole_3d(x.to(dtype), w.to(dtype), target, label_smoothing=0.2, reduction=reduction, **options),
+            lambda x, w: linear_cross_entropy(
+                x.to(dtype), w.to(dtype), target, label_smoothing=0.2, reduction=reduction, **options
+            ),
+            lambda x, w: whole_3d(
+                x.to(dtype), w.to(dtype), target, label_smoothing=0.2, reduction=reduction, **options
+            ),
         ):
             results.append(value_and_grads(function, [x.clone().requires_grad_(), w.clone().requires_grad_()]))
         torch.testing.assert_close(*results, rtol=8 * EPS[dtype], atol=8 * EPS[dtype])
@@ -174,7 +183,7 @@ def test_gradcheck(plan):
     x, w, b, labels = layer(3, 2, 9)
     for reduction in ("none", "mean"):
         assert torch.autograd.gradcheck(
-            lambda x, w, b: linear_cross_entropy(x, w, labels, linear_bias=b, label_smoothing=0.2, reduction=reduction),  # noqa: B023
+            lambda x, w, b: linear_cross_entropy(x, w, labels, linear_bias=b, label_smoothing=0.2, reduction=reduction),
             (x, w, b),
         )
 
@@ -240,7 +249,7 @@ def test_rows_that_are_not_kept_may_hold_anything(plan, poison, soft, reduction)
     for u in (None, prior):
         options = {"label_smoothing": 0.1, "reduction": reduction}
         expected, gradients = value_and_grads(
-            lambda *t: whole(t[0][keep], *t[1:], target[keep], prior=None if u is None else u[keep], **options),  # noqa: B023
+            lambda *t: whole(t[0][keep], *t[1:], target[keep], prior=None if u is None else u[keep], **options),
             (x, w, b), torch.ones(()).expand(5) if reduction == "none" else torch.ones(()),
         )  # fmt: skip
         bad, there = x.detach().clone(), target.clone()
@@ -248,7 +257,7 @@ def test_rows_that_are_not_kept_may_hold_anything(plan, poison, soft, reduction)
         there[~keep] = poison if soft else 77
         given = None if u is None else u.masked_fill(~keep[:, None], poison)
         loss, found = value_and_grads(
-            lambda x, w, b: linear_cross_entropy(x, w, there, linear_bias=b, mask=keep, prior=given, **options),  # noqa: B023
+            lambda x, w, b: linear_cross_entropy(x, w, there, linear_bias=b, mask=keep, prior=given, **options),
             (bad.requires_grad_(), w, b), torch.ones(()).expand(7) if reduction == "none" else torch.ones(()),
         )  # fmt: skip
         torch.testing.assert_close(loss[keep] if reduction == "none" else loss, expected)
@@ -262,7 +271,9 @@ def test_nothing_kept_and_nothing_at_all_are_zero(plan):
         for rows, ids in ((x, labels * 0 - 100), (x[:0], labels[:0])):
             tensors = [t.detach().to(dtype).requires_grad_() for t in (rows, w, b)]
             loss, gradients = value_and_grads(
-                lambda x, w, b: linear_cross_entropy(x, w, ids, linear_bias=b, label_smoothing=0.1, reduction=reduction),  # noqa: B023
+                lambda x, w, b: linear_cross_entropy(
+                    x, w, ids, linear_bias=b, label_smoothing=0.1, reduction=reduction
+                ),
                 tensors,
             )
             assert not loss.any()
@@ -336,7 +347,9 @@ def test_float16_gradients_survive_until_the_loss_scale_comes():
 def test_autocast_as_for_a_linear_layer():
     x, w, b, labels = layer(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        expected, gradients = value_and_grads(lambda *t: cross_entropy(F.linear(*t), labels, label_smoothing=0.1), (x, w, b))
+        expected, gradients = value_and_grads(
+            lambda *t: cross_entropy(F.linear(*t), labels, label_smoothing=0.1), (x, w, b)
+        )
         loss, found = value_and_grads(
             lambda x, w, b: linear_cross_entropy(x, w, labels, linear_bias=b, label_smoothing=0.1), (x, w, b)
         )
@@ -348,11 +361,13 @@ def test_autocast_as_for_a_linear_layer():
 
 def test_normalizer_accumulates_to_the_whole_batch(plan):
     x, w, b, labels = layer()
-    whole_loss, gradients = value_and_grads(lambda *t: linear_cross_entropy(t[0], t[1], labels, linear_bias=t[2]), (x, w, b))
+    whole_loss, gradients = value_and_grads(
+        lambda *t: linear_cross_entropy(t[0], t[1], labels, linear_bias=t[2]), (x, w, b)
+    )
     for normalizer in (7, torch.tensor(7.0)):
         loss, found = value_and_grads(
             lambda *t: sum(
-                linear_cross_entropy(t[0][p], t[1], labels[p], linear_bias=t[2], normalizer=normalizer)  # noqa: B023
+                linear_cross_entropy(t[0][p], t[1], labels[p], linear_bias=t[2], normalizer=normalizer)
                 for p in (slice(0, 3), slice(3, 7))
             ),
             (x, w, b),
@@ -366,13 +381,16 @@ def test_layouts():
     expected = value_and_grads(lambda *t: whole(*t, None, labels, label_smoothing=0.1), (x, w))
     for reduction in ("mean", "none"):
         found = value_and_grads(
-            lambda x, w: linear_cross_entropy(x.T, w.T, labels, label_smoothing=0.1, reduction=reduction).mean(),  # noqa: B023
+            lambda x, w: linear_cross_entropy(x.T, w.T, labels, label_smoothing=0.1, reduction=reduction).mean(),
             (x.detach().T.contiguous().requires_grad_(), w.detach().T.contiguous().requires_grad_()),
         )
         torch.testing.assert_close(found[0], expected[0])
         torch.testing.assert_close(found[1], tuple(g.T for g in expected[1]))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # Dynamo's, of what it passes on
 def test_compiled_with_a_graph_break():
     x, w, b, labels = layer()
 
@@ -470,24 +488,32 @@ def test_transformations_are_refused_and_unchecked_values_pass():
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, threading, torch
 from labelsmooth.torch import linear_cross_entropy
 torch.set_num_threads(1)
-n, d, k, dtype = 1024, 64, 50_000, getattr(torch, sys.argv[1])
-def run(n, k):
-    x, w = torch.randn(n, d, dtype=dtype, requires_grad=True), torch.randn(k, d, dtype=dtype, requires_grad=True)
-    linear_cross_entropy(x, w, torch.randint(0, k, (n,)), label_smoothing=0.1, reduction=sys.argv[2]).sum().backward()
-run(8, 8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(n, k)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (n * k * torch.finfo(dtype).bits / 8))
+
+def resident():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+def run(n, k, dtype, reduction):
+    x, w = torch.randn(n, 64, dtype=dtype, requires_grad=True), torch.randn(k, 64, dtype=dtype, requires_grad=True)
+    linear_cross_entropy(x, w, torch.randint(0, k, (n,)), label_smoothing=0.1, reduction=reduction).sum().backward()
+
+for dtype, reduction in ((torch.float32, "mean"), (torch.bfloat16, "mean"), (torch.float32, "none")):
+    run(8, 8, dtype, reduction)
+    before, peak, done = resident(), [0], threading.Event()
+    watcher = threading.Thread(target=lambda: [peak.append(resident()) for _ in iter(lambda: done.wait(0.002), True)])
+    watcher.start()
+    run(2048, 50_000, dtype, reduction)
+    done.set()
+    watcher.join()
+    print((max(peak) - before) / (2048 * 50_000 * dtype.itemsize))
 """
 
 
-@pytest.mark.parametrize(("dtype", "reduction"), [("float32", "mean"), ("bfloat16", "mean"), ("float32", "none")])
-def test_memory_is_a_part_of_the_logits(dtype, reduction):
-    """All that it takes, inputs and gradients included, beside the logits alone: matmul and loss take three times those."""
-    command = [sys.executable, "-c", MEMORY, dtype, reduction]
-    share = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert share < (0.75 if dtype == "bfloat16" else 0.55), share
-    gc.collect()
+def test_memory_is_a_part_of_the_logits():
+    """All that a step takes, inputs and gradients included, beside the logits alone: else it takes three times those."""
+    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    shares = [float(line) for line in result.stdout.split()]
+    assert len(shares) == 3
+    assert max(shares) < 0.6, shares

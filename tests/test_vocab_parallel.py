@@ -158,9 +158,7 @@ def one_vector_of_logits(rank, world):
     prior = torch.softmax(z, 0)
     for u, local in ((prior, prior), (prior, mine(prior, rank, sizes, 0))):
         expected = cross_entropy(z, torch.tensor(6), label_smoothing=0.1, prior=u)
-        found = vocab_parallel_cross_entropy(
-            mine(z, rank, sizes, 0), torch.tensor(6), label_smoothing=0.1, prior=local
-        )
+        found = vocab_parallel_cross_entropy(mine(z, rank, sizes, 0), torch.tensor(6), label_smoothing=0.1, prior=local)
         torch.testing.assert_close(found, expected)
 
 
@@ -239,7 +237,9 @@ def two_all_reduces(rank, world):
     dist.all_reduce = counted
     try:
         z = torch.randn(6, 3, requires_grad=True)
-        options = dict(label_smoothing=0.1, prior=torch.full((3 * world,), 1 / (3 * world)), weight=torch.ones(3 * world))
+        options = dict(
+            label_smoothing=0.1, prior=torch.full((3 * world,), 1 / (3 * world)), weight=torch.ones(3 * world)
+        )
         vocab_parallel_cross_entropy(z, torch.zeros(6, dtype=torch.long), **options).backward()
     finally:
         dist.all_reduce = reduce
@@ -316,18 +316,29 @@ def dtensors(rank, world):
         expected = cross_entropy(x @ w.T, labels, label_smoothing=0.1)
         dx, dw = torch.autograd.grad(expected, (x, w))
         sharded = distribute_tensor(w.detach(), mesh, [Shard(0)]).requires_grad_()
-        for hidden in (x.detach().clone().requires_grad_(), distribute_tensor(x.detach(), mesh, [Replicate()]).requires_grad_()):
+        for hidden in (
+            x.detach().clone().requires_grad_(),
+            distribute_tensor(x.detach(), mesh, [Replicate()]).requires_grad_(),
+        ):
             sharded.grad = None
             loss = linear_cross_entropy(hidden, sharded, labels, label_smoothing=0.1)
             loss.backward()
             torch.testing.assert_close(loss, expected)
             torch.testing.assert_close(sharded.grad.full_tensor(), dw)
-            torch.testing.assert_close(hidden.grad.full_tensor() if isinstance(hidden.grad, DTensor) else hidden.grad, dx)
+            torch.testing.assert_close(
+                hidden.grad.full_tensor() if isinstance(hidden.grad, DTensor) else hidden.grad, dx
+            )
 
     rows = distribute_tensor(torch.zeros(world, 4), mesh, [Shard(0)])
     raises(r"input must be sharded on dimension 1 over one dimension of its mesh .* got \(Shard\(dim=0\),?\)",
            vocab_parallel_cross_entropy, rows, torch.zeros(world, dtype=torch.long))  # fmt: skip
-    raises(r"group must be None where input is a DTensor", vocab_parallel_cross_entropy, logits, labels, group=dist.group.WORLD)
+    raises(
+        r"group must be None where input is a DTensor",
+        vocab_parallel_cross_entropy,
+        logits,
+        labels,
+        group=dist.group.WORLD,
+    )
     raises(r"prior must be replicated, or sharded as what it goes with", vocab_parallel_cross_entropy, logits, labels,
            prior=distribute_tensor(torch.full((5, 3), 1 / 3), mesh, [Shard(0)]))  # fmt: skip
 
@@ -359,7 +370,9 @@ def check_linear(rank, world, dtype):
             given[0], given[1], mine(target, rank, sizes) if soft else target, linear_bias=given[2],
             group=dist.group.WORLD, **local, **common,
         )  # fmt: skip
-        assert_close(loss, expected.detach(), 64 * EPS[dtype] * max(1, float(expected.detach().abs().max())), (seed, "loss"))
+        assert_close(
+            loss, expected.detach(), 64 * EPS[dtype] * max(1, float(expected.detach().abs().max())), (seed, "loss")
+        )
         found = torch.autograd.grad(loss, given, upstream.to(loss.dtype))
         dx, dw, db = gradients
         for mine_, theirs, what in zip(
@@ -416,7 +429,10 @@ def errors_are_raised_on_all_ranks(rank, world):
     fails(r"label_smoothing must be a number in \[0, 1\); got 1.5", label_smoothing=1.5)
     fails(rf"weight must have shape \({count},\); got \(3,\)", weight=torch.ones(3))
     fails(rf"prior must have shape \({count},\) or \(2, 3\); got \(3,\)", prior=torch.full((3,), 1 / 3))
-    fails(r"prior must have shape \[K\], for all classes, or \(2, 3\), for those here; got \(3, 2\)", prior=torch.zeros(3, 2))
+    fails(
+        r"prior must have shape \[K\], for all classes, or \(2, 3\), for those here; got \(3, 2\)",
+        prior=torch.zeros(3, 2),
+    )
     fails(rf"prior must be non-negative and sum to 1 .* got a sum of {count}", prior=torch.ones(count))
     fails(r"prior must be non-negative and sum to 1 .* got a sum of .* in row 0", prior=torch.ones(2, 3))
     fails(rf"target must be non-negative and sum to 1 over the classes; got a sum of {world} in row 0",
@@ -433,7 +449,14 @@ def errors_are_raised_on_all_ranks(rank, world):
     fails(r"input must be a tensor; got <class 'list'>", input=[[0.0]])
     fails(r"group must be a process group that this process is in; got 'world'", group="world")
     fails(r"target must require no gradient", target=torch.zeros(2, 3, requires_grad=True))
-    raises(r"linear_weight must have shape \[K, 3\]", linear_cross_entropy, z, torch.zeros(2, 4), labels, group=dist.group.WORLD)
+    raises(
+        r"linear_weight must have shape \[K, 3\]",
+        linear_cross_entropy,
+        z,
+        torch.zeros(2, 4),
+        labels,
+        group=dist.group.WORLD,
+    )
 
     # A mistake on one rank.
     there = "" if last else rf".* \(on rank {world - 1}\)"
@@ -442,7 +465,11 @@ def errors_are_raised_on_all_ranks(rank, world):
     fails(r"target must be non-negative .* got -1.0 at index 1, 0" + there,
           target=torch.tensor([[0.0, 0, 0], [-1.0, 0, 0]]) if last else torch.zeros(2, 3))  # fmt: skip
     fails(r"mask must be boolean" + there, mask=torch.ones(2) if last else torch.ones(2, dtype=torch.bool))
-    fails(r"prior must be None where class_prior is given" + there, prior=torch.ones(3), class_prior=torch.eye(count) if last else None)
+    fails(
+        r"prior must be None where class_prior is given" + there,
+        prior=torch.ones(3),
+        class_prior=torch.eye(count) if last else None,
+    )
 
     # A disagreement; each rank's value is named.
     for name, values in (
@@ -450,13 +477,23 @@ def errors_are_raised_on_all_ranks(rank, world):
         ("ignore_index", (-100, -1)), ("validate", (True, None)),
         ("weight", (torch.ones(count), None)), ("normalizer", (3, 4)),
     ):  # fmt: skip
-        fails(rf"{name} must be the same on every rank; got .* on rank 0.*; .* on rank {world - 1}", **{name: values[last]})
+        fails(
+            rf"{name} must be the same on every rank; got .* on rank 0.*; .* on rank {world - 1}",
+            **{name: values[last]},
+        )
     fails(rf"the shape of input without its classes must be .* got \(2,\) on rank 0.*; \(4,\) on rank {world - 1}",
           input=torch.zeros(4, 3) if last else z, target=torch.zeros(4 if last else 2, dtype=torch.long))  # fmt: skip
     fails(rf"the dtype of input must be .* got torch.float32 on rank 0.*; torch.float64 on rank {world - 1}",
           input=z.double() if last else z)  # fmt: skip
     fails(r"target must be the same on every rank; got int64 of shape \(2,\) with checksum", target=labels + last)
-    raises(r"input must be the same on every rank", linear_cross_entropy, z + last, torch.zeros(2, 3), labels, group=dist.group.WORLD)
+    raises(
+        r"input must be the same on every rank",
+        linear_cross_entropy,
+        z + last,
+        torch.zeros(2, 3),
+        labels,
+        group=dist.group.WORLD,
+    )
     raises(r"what requires a gradient must be the same on every rank", linear_cross_entropy,
            z.clone().requires_grad_(last), torch.zeros(2, 3), labels, group=dist.group.WORLD)  # fmt: skip
     assert vocab_parallel_cross_entropy(z, labels).isfinite()  # and they are still together
@@ -520,6 +557,8 @@ def test_over_processes(failures, name):
 
 
 def test_without_a_process_group():
-    with pytest.raises(ValueError, match=r"group must be a process group \(call torch.distributed.init_process_group first\)"):
+    with pytest.raises(
+        ValueError, match=r"group must be a process group \(call torch.distributed.init_process_group first\)"
+    ):
         vocab_parallel_cross_entropy(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
     assert lst.vocab_parallel_cross_entropy is vocab_parallel_cross_entropy
