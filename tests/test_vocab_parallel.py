@@ -471,6 +471,12 @@ def errors_are_raised_on_all_ranks(rank, world):
         class_prior=torch.eye(count) if last else None,
     )
 
+    fails(r"input must be a tensor" + there, input=None if last else z)
+    raises(r"options must be a torch.nn.LinearCrossEntropyOptions; got 64" + there, linear_cross_entropy, z, torch.zeros(2, 3),
+           labels, options=64 if last else None, group=dist.group.WORLD)  # fmt: skip
+    raises(r"linear_weight must have shape \[K, 3\]" + there, linear_cross_entropy, z,
+           torch.zeros(2, 4 if last else 3), labels, group=dist.group.WORLD)  # fmt: skip
+
     # A disagreement; each rank's value is named.
     for name, values in (
         ("label_smoothing", (0.1, 0.2)), ("reduction", ("mean", "sum")), ("weight_mode", ("class", "example")),

@@ -56,49 +56,59 @@ class Shards:
         return replace(here, exps=exps, dots=dots)
 
 
-def settle(
-    group: Any, logits: Callable[[], Tensor], target: Any, given: dict[str, Any], more: dict[str, Any], values: tuple
-) -> tuple[Arguments, Terms, Shards]:
+@dataclass(frozen=True)
+class Prepared:
+    """What a loss of this process's classes is of: `logits` (of which shape and dtype count), `target`, options.
+
+    `alike`: what else is to be the same on all processes; `values`: what is looked at besides.
+    """
+
+    logits: Tensor
+    target: Any
+    given: dict[str, Any]
+    alike: dict[str, Any]
+    values: tuple
+
+
+def settle(group: Any, prepare: Callable[[], Prepared]) -> tuple[Prepared, Arguments, Terms, Shards]:
     """The terms of the classes here, once the processes of the group have told each other how they were called.
 
-    `logits` gives a tensor of the shape and dtype of this process's logits, or raises; `more`: what else is to be the
-    same. An error on one process is raised on all.
+    An error on one process, in `prepare` or in its arguments, is raised on all.
     """
-    facts, problem, asked, like = {}, None, None, torch.empty(0)
+    facts, width, problem, asked, prepared = {}, 0, None, None, None
     try:
-        like = logits()
-        asked = arguments(like, target, values, **given, whole=False)
+        prepared = prepare()
+        asked = arguments(prepared.logits, prepared.target, prepared.values, **prepared.given, whole=False)
         if asked.q is not None and asked.class_prior is not None:
             rule = "be None where the classes of soft targets are spread over processes"
             raise _checks.error("class_prior", rule, "both")
-        facts = _facts(asked, like, given) | {
-            name: Varying(checksum(x)) if asked.checked and isinstance(x, Tensor) else _kind(x)
-            for name, x in more.items()
-        }
+        facts = _facts(asked, prepared)
+        width = prepared.logits.shape[0 if prepared.logits.dim() == 1 else 1]
     except Exception as error:  # whatever it is: the others would wait for this process
         problem = error
-    width = like.shape[0 if like.dim() == 1 else 1] if asked is not None else 0
     shards = _agree(group, facts, width, problem, always=asked is None or asked.checked)
+    assert prepared is not None
     assert asked is not None
-    asked.check_vectors(like, target, shards.count)
-    return asked, asked.terms(shards.start, shards.width, shards.count, shards.summed), shards
+    asked.check_vectors(prepared.logits, prepared.target, shards.count)
+    terms = asked.terms(shards.start, shards.width, shards.count, shards.summed)
+    return prepared, asked, terms, shards
 
 
-def _facts(asked: Arguments, logits: Tensor, given: dict[str, Any]) -> dict[str, Any]:
+def _facts(asked: Arguments, prepared: Prepared) -> dict[str, Any]:
     """What all processes are to be called with alike."""
 
-    def alike(x: Tensor | None) -> str:
-        return Varying(checksum(x)) if asked.checked else _kind(x)
+    def alike(x: Any) -> str:
+        return Varying(checksum(x)) if asked.checked and isinstance(x, Tensor) else _kind(x)
 
     def by_class(x: Tensor | None) -> str:
         return "laid out like input" if x is not None and x.dim() == 2 else alike(x)
 
-    normalizer = given["normalizer"]
+    given, normalizer = prepared.given, asked.normalizer
     number = not isinstance(normalizer, Tensor) or asked.checked
     return {
         "label_smoothing": asked.epsilon,
         **{name: given[name] for name in ("reduction", "weight_mode", "ignore_index", "validate")},
-        "the dtype of input": str(logits.dtype),
+        "the dtype of input": str(prepared.logits.dtype),
         "the shape of input without its classes": Varying(asked.lead),
         "target": alike(asked.ids) if asked.ids is not None else "laid out like input",
         "mask": alike(asked.keep),
@@ -107,6 +117,7 @@ def _facts(asked: Arguments, logits: Tensor, given: dict[str, Any]) -> dict[str,
         "class_prior": alike(asked.class_prior),
         "class_mask": by_class(asked.class_mask),
         "normalizer": Varying(None if normalizer is None else float(normalizer)) if number else "a tensor",
+        **{name: alike(x) for name, x in prepared.alike.items()},
     }
 
 
@@ -148,10 +159,8 @@ def _by_rank(values: Sequence[Any]) -> str:
     return "; ".join(listed)
 
 
-def checksum(x: Tensor | None) -> str:
+def checksum(x: Tensor) -> str:
     """What tells two tensors apart, by their values."""
-    if x is None:
-        return "None"
     values = zlib.crc32(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"{_kind(x)} of shape {tuple(x.shape)} with checksum {values:08x}"
 
@@ -184,7 +193,7 @@ def local(x: Any, name: str, group: Any, dim: int) -> tuple[Any, Any]:
     return x.to_local(), x.device_mesh.get_group(sharded[0])
 
 
-def local_like(x: Any, name: str, placements: Any) -> Any:
+def local_like(x: Any, name: str, placements: tuple = ()) -> Any:
     """What a DTensor beside the sharded one holds here: the same for all, or sharded as that is."""
     if not is_dtensor(x):
         return x
@@ -192,11 +201,6 @@ def local_like(x: Any, name: str, placements: Any) -> Any:
         rule = f"be replicated, or sharded as what it goes with: {placements}" if placements else "be replicated"
         raise _checks.error(name, rule, x.placements)
     return x.to_local()
-
-
-def all_local(given: dict[str, Any], placements: tuple) -> dict[str, Any]:
-    """The arguments of a loss, with what is here of those that are DTensors."""
-    return {name: local_like(x, name, placements) for name, x in given.items()}
 
 
 def members(group: Any) -> Any:

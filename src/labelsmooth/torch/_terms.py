@@ -19,7 +19,8 @@ from labelsmooth import _checks
 from labelsmooth.torch._values import at_hand
 from labelsmooth.torch.functions import _check_distribution, _check_shapes, _expectation, as_tensor
 
-_BLOCK = 1 << 20  # logits that are worked on at once, so that they stay in cache
+_BLOCK = 1 << 20  # numbers that a CPU works on at once, so that they stay in cache
+_BLOCK_ELSEWHERE = 1 << 25  # and another device, which would wait for the next call
 
 
 def blocks(number: int, step: int) -> Iterator[slice]:
@@ -29,9 +30,10 @@ def blocks(number: int, step: int) -> Iterator[slice]:
         yield slice(number * i // count, number * (i + 1) // count)
 
 
-def parts_of(rows: int, width: int) -> Iterator[slice]:
-    """Slices that cover `rows` rows of `width` elements, each small enough to work on in cache."""
-    return blocks(rows, _BLOCK // max(1, width))
+def parts_of(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
+    """Slices that cover the rows of `shape` ``[n, k]``, as many at once as is good for the device."""
+    rows, width = shape
+    return blocks(rows, (_BLOCK if device.type == "cpu" else _BLOCK_ELSEWHERE) // max(1, width))
 
 
 @dataclass(frozen=True)
@@ -494,7 +496,7 @@ def _sums(
     dtype = torch.float64 if checked else terms.dtype
     columns = slice(0, terms.width)
     found: dict[str, list[Tensor]] = {}
-    for rows in parts_of(len(terms.alpha), terms.width):
+    for rows in parts_of((len(terms.alpha), terms.width), terms.alpha.device):
         sums = {}
         if terms.q is not None:
             q = terms.targets(rows, columns)
@@ -553,7 +555,7 @@ def _check_rows(terms: Terms, sums: dict[str, Tensor], prior_dtype: torch.dtype 
 
 def check_not_negative(x: Tensor, keep: Tensor | None, name: str, lead: tuple[int, ...]) -> None:
     """The kept rows of `x`, ``[N, k]``, have no negative number and no nan."""
-    for rows in parts_of(*x.shape):
+    for rows in parts_of(x.shape, x.device):
         wrong = ~(x[rows] >= 0)
         wrong = wrong if keep is None else wrong & keep[rows].unsqueeze(1)
         if bool(wrong.any()):

@@ -13,9 +13,8 @@ from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from labelsmooth import _checks
-from labelsmooth.torch._shards import Shards, all_local, local, local_like, members, settle
+from labelsmooth.torch._shards import Prepared, Shards, local, local_like, members, settle
 from labelsmooth.torch._terms import (
-    Arguments,
     Terms,
     arguments,
     blocks,
@@ -118,77 +117,83 @@ def linear_cross_entropy(
 def _linear_cross_entropy(
     input: Any, linear_weight: Any, linear_bias: Any, target: Any, options: Any, group: Any, given: dict[str, Any]
 ) -> Tensor:
-    for x, name in ((input, "input"), (linear_weight, "linear_weight"), (linear_bias, "linear_bias")):
-        if not isinstance(x, Tensor) and (x is not None or name != "linear_bias"):
-            raise _checks.error(name, "be a tensor", repr(type(x)))
-    chunk = _chunk_of(options)
     placements = tuple(getattr(linear_weight, "placements", ()))
     linear_weight, group = local(linear_weight, "linear_weight", group, 0)
-    linear_bias, target = local_like(linear_bias, "linear_bias", placements), local_like(target, "target", ())
-    input, given = local_like(input, "input", ()), all_local(given, ())
-    if torch.is_autocast_enabled(input.device.type):  # as for a linear layer
-        half = torch.get_autocast_dtype(input.device.type)
-        input, linear_weight, linear_bias = (
-            x.to(half) if x is not None and x.dtype != torch.float64 else x for x in (input, linear_weight, linear_bias)
-        )
-    needs = tuple(
-        torch.is_grad_enabled() and x is not None and x.requires_grad for x in (input, linear_weight, linear_bias)
-    )
-    with torch.autocast(input.device.type, enabled=False):
 
-        def logits() -> Tensor:
-            return _logits_like(input, linear_weight, linear_bias)
+    def prepare() -> Prepared:
+        """All that can go wrong with the arguments of this process alone."""
+        for x, name in ((input, "input"), (linear_weight, "linear_weight"), (linear_bias, "linear_bias")):
+            if not isinstance(x, Tensor) and (x is not None or name != "linear_bias"):
+                raise _checks.error(name, "be a tensor", repr(type(x)))
+        tensors = [local_like(input, "input"), linear_weight, local_like(linear_bias, "linear_bias", placements)]
+        if torch.is_autocast_enabled(input.device.type):  # as for a linear layer
+            half = torch.get_autocast_dtype(input.device.type)
+            tensors = [x if x is None or x.dtype == torch.float64 else x.to(half) for x in tensors]
+        alike = {
+            "input": tensors[0],
+            "what requires a gradient": [
+                torch.is_grad_enabled() and x is not None and x.requires_grad for x in tensors
+            ],
+            "rows at a time": _chunk_of(options),
+        }
+        here = {name: local_like(x, name) for name, x in given.items()}
+        return Prepared(_logits_like(*tensors), local_like(target, "target"), here, alike, tuple(tensors))
 
-        values = (input, linear_weight, linear_bias)
-        if group is None:
-            like, shards = logits(), None
-            asked = arguments(like, target, values, **given)
-            terms = asked.terms(0, len(linear_weight), len(linear_weight))
-            width = terms.width
-        else:
-            alike = {"input": input, "what requires a gradient": needs, "rows at a time": chunk}
-            asked, terms, shards = settle(members(group), logits, target, given, alike, values)
-            width = max(shards.sizes)
+    if group is None:
+        prepared, shards = prepare(), None
+        asked = arguments(prepared.logits, prepared.target, prepared.values, **prepared.given)
+        width = prepared.values[1].shape[0]
+        terms = asked.terms(0, width, width)
+    else:
+        prepared, asked, terms, shards = settle(members(group), prepare)
+        width = max(shards.sizes)
+    x, w, b = prepared.values
+    with torch.autocast(x.device.type, enabled=False):
         divisor = terms.divisor(asked.normalizer) if asked.reduction == "mean" else terms.alpha.new_ones(())
 
         # A layer with several outputs per class is a layer for each of them.
-        outputs = math.prod(linear_weight.shape[1:-1])
-        weights, biases = [linear_weight], [linear_bias]
-        if linear_weight.dim() > 2:
-            weights = linear_weight.flatten(1, -2).unbind(1)
-            biases = [None] * outputs if linear_bias is None else linear_bias.flatten(1).unbind(1)
+        outputs = math.prod(w.shape[1:-1])
+        weights, biases = [w], [b]
+        if w.dim() > 2:
+            weights = w.flatten(1, -2).unbind(1)
+            biases = [None] * outputs if b is None else b.flatten(1).unbind(1)
+        x = x if x.dim() == 2 else x.unsqueeze(0)
+        how = _How(asked.reduction, divisor, prepared.alike["rows at a time"], width, shards, asked.checked)
         results = [
-            _of_one_layer(
-                input if input.dim() == 2 else input.unsqueeze(0), w, b, terms.part(slice(i, None, outputs)),
-                asked, divisor, chunk, width, needs, shards,
-            )
-            for i, (w, b) in enumerate(zip(weights, biases, strict=True))
-        ]  # fmt: skip
+            _of_one_layer(x, *layer, terms.part(slice(i, None, outputs)), how)
+            for i, layer in enumerate(zip(weights, biases, strict=True))
+        ]
     if asked.reduction == "none":
         return torch.stack(results, 1).view(asked.lead)
     return torch.stack(results).sum()
 
 
-def _of_one_layer(
-    x: Tensor, w: Tensor, b: Tensor | None, terms: Terms, asked: Arguments, divisor: Tensor, chunk: int | None,
-    width: int, needs: tuple[bool, ...], shards: Shards | None,
-) -> Tensor:  # fmt: skip
+@dataclass(frozen=True)
+class _How:
+    """What is the same for all layers."""
+
+    reduction: str
+    divisor: Tensor
+    chunk: int | None
+    width: int
+    shards: Shards | None
+    checked: bool
+
+
+def _of_one_layer(x: Tensor, w: Tensor, b: Tensor | None, terms: Terms, how: _How) -> Tensor:
     """The losses of the rows, or their sum over the divisor."""
-    number, index = len(x), None
-    some = terms.kept()
+    number, some = len(x), terms.kept()
     if some is not None:
         index, terms = some
         x = x.index_select(0, index)
-    plan = _plan(len(x), width, w, chunk)
-    if any(needs) and plan.columns is None and asked.reduction != "none":
-        result = _Fused.apply(x, w, b, terms, divisor, plan, needs, shards, asked.checked)
-        assert isinstance(result, Tensor)
-        return result
-    losses = _Losses.apply(x, w, b, terms, plan, shards, asked.checked)
-    assert isinstance(losses, Tensor)
-    if asked.reduction != "none":
-        return divided(losses.sum(), divisor)
-    return losses if index is None else losses.new_zeros(number).index_copy(0, index, losses)
+    plan = _plan(len(x), how.width, w, how.chunk)
+    needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w, b))
+    if any(needs) and plan.columns is None and how.reduction != "none":
+        return _Fused.apply(x, w, b, terms, how.divisor, plan, needs, how.shards, how.checked)  # pyright: ignore
+    losses: Tensor = _Losses.apply(x, w, b, terms, plan, how.shards, how.checked)  # pyright: ignore
+    if how.reduction != "none":
+        return divided(losses.sum(), how.divisor)
+    return losses if some is None else losses.new_zeros(number).index_copy(0, some[0], losses)
 
 
 def _logits_like(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -245,7 +250,7 @@ def _plan(number: int, width: int, w: Tensor, chunk: int | None) -> _Plan:
     size = w.element_size()
     rows = _ROWS[size] if w.device.type == "cpu" else _ROWS_ELSEWHERE
     rows = max(1, min(number, rows, _WHOLE_ROWS // max(1, width * size))) if chunk is None else chunk
-    carried = w.numel() * 4 if size == 2 and rows < number else 0
+    carried = width * w.shape[-1] * 4 if size == 2 and rows < number else 0
     if chunk is not None or (rows >= min(number, _LEAST_ROWS) and carried <= _CARRIED):
         return _Plan(rows)
     rows = max(1, min(number, 4096))
@@ -268,7 +273,7 @@ def loss_and_gradient_(
     """The losses of `rows`, whose logits over all classes here become the gradient of scale · Σ loss, in place."""
     losses = torch.empty(len(z), dtype=terms.dtype, device=z.device)
     columns = slice(0, terms.width)
-    for part in parts_of(*z.shape) if shards is None else (slice(0, len(z)),):
+    for part in parts_of(z.shape, z.device) if shards is None else (slice(0, len(z)),):
         at = slice(rows.start + part.start, rows.start + part.stop)
         total, tile = terms.total[at], terms.tile(at, columns)
         t = terms.masked_(z[part].to(terms.dtype), at, columns)
@@ -349,7 +354,7 @@ class _Products:
         self.alone = alone
         split = like.dtype == torch.bfloat16 and like.device.type == "cpu" and not alone
         self.rest = torch.zeros(like.shape, dtype=torch.int16) if split else None
-        self.space = torch.empty((next(parts_of(*like.shape)).stop + 1, like.shape[1]), dtype=torch.int32)
+        self.space = torch.empty((next(parts_of(like.shape, like.device)).stop + 1, like.shape[1]), dtype=torch.int32)
         dtype = torch.float32 if half and not split and not alone else like.dtype
         self.total = torch.zeros(like.shape, dtype=dtype, device=like.device)
 
@@ -357,7 +362,7 @@ class _Products:
         if self.alone or (z.dtype == self.total.dtype and self.rest is None):
             self.total.addmm_(z.T, x)
             return
-        for some in parts_of(*self.total.shape):
+        for some in parts_of(self.total.shape, self.total.device):
             product, total = z[:, some].T @ x, self.total[some]
             if self.rest is None:
                 total += product

@@ -10,7 +10,7 @@ from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from labelsmooth import _checks
-from labelsmooth.torch._shards import Shards, all_local, local, local_like, members, settle
+from labelsmooth.torch._shards import Prepared, Shards, local, local_like, members, settle
 from labelsmooth.torch._terms import Terms, divided, gradient_, joined, parts_of, statistics_
 
 
@@ -89,15 +89,18 @@ def vocab_parallel_cross_entropy(
 
 @_disable_dynamo
 def _vocab_parallel_cross_entropy(input: Any, target: Any, group: Any, given: dict[str, Any]) -> Tensor:
-    if not isinstance(input, Tensor):
-        raise _checks.error("input", "be a tensor", repr(type(input)))
-    dim = 0 if input.dim() == 1 else 1
+    dim = 0 if isinstance(input, Tensor) and input.dim() == 1 else 1
     placements = tuple(getattr(input, "placements", ()))
     input, group = local(input, "input", group, dim)
-    group = members(group)
-    target, given = local_like(target, "target", placements), all_local(given, placements)
-    with torch.autocast(input.device.type, enabled=False):
-        asked, terms, shards = settle(group, lambda: input, target, given, {}, (input,))
+
+    def prepare() -> Prepared:
+        if not isinstance(input, Tensor):
+            raise _checks.error("input", "be a tensor", repr(type(input)))
+        here = {name: local_like(x, name, placements) for name, x in given.items()}
+        return Prepared(input, local_like(target, "target", placements), here, {}, (input,))
+
+    with torch.autocast(getattr(input, "device", torch.device("cpu")).type, enabled=False):
+        _, asked, terms, shards = settle(members(group), prepare)
         rows = input.movedim(dim, -1).reshape(len(terms.alpha), shards.width)
         losses = _Losses.apply(rows, terms, shards, asked.checked)
         assert isinstance(losses, Tensor)
@@ -112,7 +115,7 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, terms: Terms, shards: Shards, checked: bool) -> Tensor:
         columns, parts = slice(0, terms.width), []
-        for rows in parts_of(*input.shape):
+        for rows in parts_of(input.shape, input.device):
             z = terms.masked_(input[rows].to(terms.dtype, copy=True), rows, columns)
             parts.append(statistics_(z, terms.tile(rows, columns)))
         found = shards.together(joined(parts))
@@ -128,7 +131,8 @@ class _Losses(torch.autograd.Function):
         input, top, exps, *_ = ctx.saved_tensors
         terms: Terms = ctx.terms
         columns, gradient = slice(0, terms.width), torch.empty_like(input)
-        for rows in parts_of(*input.shape):
-            z = terms.masked_(input[rows].to(terms.dtype, copy=True), rows, columns)
-            gradient[rows] = gradient_(z, terms, rows, columns, top[rows], exps[rows], upstream[rows])
+        with torch.autocast(input.device.type, enabled=False):
+            for rows in parts_of(input.shape, input.device):
+                z = terms.masked_(input[rows].to(terms.dtype, copy=True), rows, columns)
+                gradient[rows] = gradient_(z, terms, rows, columns, top[rows], exps[rows], upstream[rows])
         return gradient, None, None, None
