@@ -487,6 +487,38 @@ def test_transformations_are_refused_and_unchecked_values_pass():
     assert linear_cross_entropy(x, w, bad, validate=False).isfinite()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_on_a_gpu(plan, dtype, reduction, monkeypatch):
+    monkeypatch.setattr(module, "_ROWS_ELSEWHERE", 3 if plan != "whole" else 1024)
+    x, w, b, labels = layer(dtype=dtype)
+    labels[1] = -100
+    prior = torch.arange(11) / 55
+    options = {"label_smoothing": 0.1, "reduction": reduction, "weight": torch.linspace(0.5, 2, 11)}
+    expected = value_and_grads(
+        lambda *t: whole(*t, labels, prior=prior, **options), [t.detach().double().requires_grad_() for t in (x, w, b)]
+    )
+    options["weight"] = options["weight"].cuda()
+    found = value_and_grads(
+        lambda x, w, b: linear_cross_entropy(x, w, labels.cuda(), linear_bias=b, prior=prior.cuda(), **options),
+        [t.detach().cuda().requires_grad_() for t in (x, w, b)],
+    )
+    for mine, truth in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+        assert (mine.cpu().double() - truth).abs().max() <= 32 * EPS[dtype] * max(1.0, float(truth.abs().max()))
+
+
+def test_dtensor_is_not_imported_for_nothing():
+    code = """
+import sys, torch
+from labelsmooth.torch import linear_cross_entropy
+linear_cross_entropy(torch.zeros(2, 3), torch.zeros(4, 3), torch.tensor([0, 1]), prior=torch.ones(4) / 4, normalizer=2)
+assert "torch.distributed.tensor" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 MEMORY = """
 import sys, threading, torch
 from labelsmooth.torch import linear_cross_entropy

@@ -171,7 +171,7 @@ def _kind(x: Any) -> str:
 
 def is_dtensor(x: Any) -> bool:
     """Without importing DTensor, which takes a second, where nothing can be one."""
-    if type(x) in (Tensor, torch.nn.Parameter):
+    if not isinstance(x, Tensor) or type(x) in (Tensor, torch.nn.Parameter):
         return False
     from torch.distributed.tensor import DTensor
 

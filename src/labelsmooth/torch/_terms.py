@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from labelsmooth import _checks
 from labelsmooth.torch._values import at_hand
@@ -21,6 +22,11 @@ from labelsmooth.torch.functions import _check_distribution, _check_shapes, _exp
 
 _BLOCK = 1 << 20  # numbers that a CPU works on at once, so that they stay in cache
 _BLOCK_ELSEWHERE = 1 << 25  # and another device, which would wait for the next call
+
+
+def outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function`, which torch.compile breaks its graph for; its compiler, slow to import, is left alone otherwise."""
+    return _disable_dynamo(function) if torch.compiler.is_compiling() else function
 
 
 def blocks(number: int, step: int) -> Iterator[slice]:

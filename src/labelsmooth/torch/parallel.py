@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from labelsmooth import _checks
 from labelsmooth.torch._shards import Prepared, Shards, local, local_like, members, settle
-from labelsmooth.torch._terms import Terms, divided, gradient_, joined, parts_of, statistics_
+from labelsmooth.torch._terms import Terms, divided, gradient_, joined, outside_graphs, parts_of, statistics_
 
 
 def vocab_parallel_cross_entropy(
@@ -84,10 +83,9 @@ def vocab_parallel_cross_entropy(
         "prior": prior, "class_prior": class_prior, "mask": mask, "class_mask": class_mask, "weight_mode": weight_mode,
         "normalizer": normalizer, "validate": validate,
     }  # fmt: skip
-    return _vocab_parallel_cross_entropy(input, target, group, given)
+    return outside_graphs(_vocab_parallel_cross_entropy)(input, target, group, given)
 
 
-@_disable_dynamo
 def _vocab_parallel_cross_entropy(input: Any, target: Any, group: Any, given: dict[str, Any]) -> Tensor:
     dim = 0 if isinstance(input, Tensor) and input.dim() == 1 else 1
     placements = tuple(getattr(input, "placements", ()))
