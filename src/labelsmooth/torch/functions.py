@@ -130,15 +130,17 @@ def as_tensor(x: Any, name: str, device: torch.device | None = None) -> Tensor |
 
 def _check_shapes(
     input: Tensor, target: Tensor, weight: Tensor | None, prior: Tensor | None, class_prior: Tensor | None,
-    mask: Tensor | None, class_mask: Tensor | None,
+    mask: Tensor | None, class_mask: Tensor | None, total: int | None = None,
 ) -> None:  # fmt: skip
+    """`total`: how many classes there are, where `input` has not all of them."""
     if not input.is_floating_point():
         raise _checks.error("input", "have a float dtype", input.dtype)
     if input.dim() == 0:
         raise _checks.error("input", "have shape [K], [N, K] or [N, K, d1, ...]", tuple(input.shape))
     dim = 0 if input.dim() == 1 else 1
     count, everything = input.shape[dim], tuple(input.shape)
-    if count == 0:
+    total = count if total is None else total
+    if total == 0:
         raise _checks.error("input", "have at least one class", everything)
     lead = everything[:dim] + everything[dim + 1 :]
     ids = not target.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
@@ -147,11 +149,11 @@ def _check_shapes(
         rule = f"be class ids of shape {lead} or targets of shape {everything}"
         raise _checks.error("target", rule, f"{target.dtype} of shape {shape}")
     for name, value, shapes in (
-        ("weight", weight, [(count,)]),
-        ("prior", prior, [(count,), everything]),
-        ("class_prior", class_prior, [(count, count)]),
+        ("weight", weight, [(total,)]),
+        ("prior", prior, [(total,), everything]),
+        ("class_prior", class_prior, [(total, total)]),
         ("mask", mask, [lead]),
-        ("class_mask", class_mask, [(count,), everything]),
+        ("class_mask", class_mask, [(total,), everything]),
     ):
         if value is None:
             continue
