@@ -41,11 +41,11 @@ def loss(call: Call) -> Tensor:
     u = _prior(prior, class_prior, ids, q, keep, dtype, dim, shape)
     if checked:
         if prior is not None:
-            _check_distribution(
+            check_distribution(
                 prior, keep if prior.dim() > 1 else None, dim if prior.dim() > 1 else 0, "prior", prior.dtype
             )
         if class_prior is not None:
-            _check_distribution(class_prior, None, 1, "class_prior", class_prior.dtype)
+            check_distribution(class_prior, None, 1, "class_prior", class_prior.dtype)
         if valid is not None:
             _check_class_mask(valid, ids, q, u, keep, input, dim)
 
@@ -66,7 +66,7 @@ def loss(call: Call) -> Tensor:
             loss = loss if inside is None else torch.where(row_weight == 0, 0, loss) * row_weight
     else:
         assert q is not None
-        loss = -_expectation(q if inside is None else q * inside.view(shape), log_p, dim)
+        loss = -expectation(q if inside is None else q * inside.view(shape), log_p, dim)
         if w is not None:
             row_weight = (q * w.view(shape)).sum(dim)
     if epsilon > 0:
@@ -74,7 +74,7 @@ def loss(call: Call) -> Tensor:
             towards_prior = -log_p.mean(dim)
         else:
             u = _over_kept_classes(u, valid, log_p, dim)
-            towards_prior = -_expectation(u if inside is None else u * inside.view(shape), log_p, dim)
+            towards_prior = -expectation(u if inside is None else u * inside.view(shape), log_p, dim)
         loss = (1.0 - epsilon) * loss + epsilon * towards_prior
     if row_weight is not None and inside is None:
         loss = torch.where(row_weight == 0, 0, loss) * row_weight
@@ -134,7 +134,7 @@ def _over_kept_classes(u: Tensor | None, valid: Tensor | None, like: Tensor, dim
     return u / torch.where(total == 0, 1, total)
 
 
-def _expectation(weights: Tensor, log_p: Tensor, dim: int) -> Tensor:
+def expectation(weights: Tensor, log_p: Tensor, dim: int) -> Tensor:
     """Σ_k weights_k log p_k, where 0·(-inf) is 0."""
     return (weights * log_p.masked_fill(log_p.isneginf() & (weights == 0), 0)).sum(dim)
 
@@ -143,14 +143,14 @@ def _check_target(
     ids: Tensor | None, q: Tensor | None, keep: Tensor | None, count: int, dim: int, dtype: torch.dtype
 ) -> None:
     if q is not None:
-        _check_distribution(q, keep, dim, "target", dtype)
+        check_distribution(q, keep, dim, "target", dtype)
     elif ids is not None and ids.numel():
         low, high = ids.aminmax()
         if int(low) < 0 or int(high) >= count:
             _checks.label_range(ids.cpu().numpy(), count, "target")
 
 
-def _check_distribution(x: Tensor, keep: Tensor | None, dim: int, name: str, dtype: torch.dtype) -> None:
+def check_distribution(x: Tensor, keep: Tensor | None, dim: int, name: str, dtype: torch.dtype) -> None:
     """The kept rows of `x`, which came in `dtype`, are distributions; the message is `_checks`' own."""
     wrong = no_distribution(x, dim, dtype)
     if bool((wrong if keep is None else wrong & keep).any()):

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from labelsmooth import _checks
+from labelsmooth.torch._eager import check_distribution, expectation
 from labelsmooth.torch._values import at_hand
-from labelsmooth.torch.functions import _check_distribution, _check_shapes, _expectation, as_tensor
+from labelsmooth.torch.functions import _check_shapes, as_tensor
 
 _BLOCK = 1 << 20  # numbers that a CPU works on at once, so that they stay in cache
 _BLOCK_ELSEWHERE = 1 << 25  # and another device, which would wait for the next call
@@ -198,7 +199,7 @@ class Tile:
         if self.label.dim() == 1:
             towards = z.gather(1, self.label.unsqueeze(1)).squeeze(1)
         else:
-            towards = _expectation(self.label, z, 1)
+            towards = expectation(self.label, z, 1)
         result = torch.where(self.alpha == 0, 0, towards) * self.alpha
         if self.prior is None:
             return result
@@ -207,7 +208,7 @@ class Tile:
         elif self.prior.dim() == 1:
             towards = (torch.where(self.prior == 0, 0, z) if self.holes else z).mv(self.prior)
         else:
-            towards = _expectation(self.prior, z, 1)
+            towards = expectation(self.prior, z, 1)
         return result + torch.where(self.beta == 0, 0, towards) * self.beta
 
     def total(self, width: int) -> Tensor:
@@ -538,9 +539,9 @@ def _check_vectors(
     if ids is not None and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= count):
         _checks.label_range(ids.view(lead).cpu().numpy(), count, "target")
     if prior is not None and prior.dim() == 1:
-        _check_distribution(prior, None, 0, "prior", prior.dtype)
+        check_distribution(prior, None, 0, "prior", prior.dtype)
     if class_prior is not None:
-        _check_distribution(class_prior, None, 1, "class_prior", class_prior.dtype)
+        check_distribution(class_prior, None, 1, "class_prior", class_prior.dtype)
 
 
 def _check_rows(terms: Terms, sums: dict[str, Tensor], prior_dtype: torch.dtype | None, lead: tuple[int, ...]) -> None:
