@@ -26,6 +26,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "shape": ((5, 7), (3, 4, 2, 2)),
 }
 
+_PRODUCT = ("prior", "weight_mode", "target", "reduction")
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -55,10 +57,15 @@ class Case:
 
     @property
     def fits_keras(self) -> bool:
-        """A Keras loss is built once for all batches: it takes nothing that has a row per example, and no normalizer."""
-        return self.normalizer is None and all(
-            np.ndim(self.arrays.get(name, 0)) <= 1 for name in ("prior", "class_mask")
+        """A Keras loss is built once for all batches: it takes nothing that has a row per example, and no normalizer.
+
+        It keeps bfloat16 arrays as float32, which a saved loss can hold, and asks for float32's sum of 1.
+        """
+        by_row = any(np.ndim(self.arrays.get(name)) > 1 for name in ("prior", "class_mask"))
+        half = any(
+            self.arrays[name].dtype.name == "bfloat16" for name in ("prior", "class_prior") if name in self.arrays
         )
+        return self.logits.ndim > 1 and self.normalizer is None and not by_row and not half
 
     def __str__(self) -> str:
         return self.name
@@ -76,32 +83,35 @@ def build(seed: int, **choices: Any) -> Case:
 
     kept_classes = np.ones((*lead, count), bool)
     if class_mask == "classes":
-        kept_classes[..., -1] = count == 1
+        classes = np.arange(count) < max(1, count - 1)
+        kept_classes &= classes
     elif class_mask == "rows":
         kept_classes = rng.random((*lead, count)) < 0.6
         kept_classes[..., 0] = True
     labels = (rng.random((*lead, count)) * kept_classes).argmax(-1)
-    keep = rng.random(lead) < 0.6 if masked else np.ones(lead, bool)
+    keep = np.asarray(rng.random(lead) < 0.6 if masked else np.ones(lead, bool))
     poison = (np.nan, INF, -INF)[seed % 3]
 
     logits = np.where(keep[..., None], rng.normal(size=(*lead, count)) * 4, poison)
     arrays = {}
+    beside = DTYPES[dtype] if seed % 2 or dtype == "float64" else np.dtype(np.float32)  # of prior and weight
     if prior == "prior":
-        arrays["prior"] = rng.dirichlet(np.ones(count)).astype(DTYPES[dtype])
+        arrays["prior"] = rng.dirichlet(np.ones(count)).astype(beside)
     elif prior == "prior rows":
-        rows = np.where(keep[..., None], rng.dirichlet(np.ones(count), lead), np.nan)
-        arrays["prior"] = classes_on_axis(rows).astype(DTYPES[dtype])
+        rows = rng.dirichlet(np.ones(count), lead)
+        rows = np.where(keep[..., None], rows, np.nan) if lead else rows  # [K] is one for all, and checked
+        arrays["prior"] = classes_on_axis(rows).astype(beside)
     elif prior == "class_prior":
-        arrays["class_prior"] = rng.dirichlet(np.ones(count), count).astype(DTYPES[dtype])
+        arrays["class_prior"] = rng.dirichlet(np.ones(count), count).astype(beside)
     if weight_mode is not None:
-        arrays["weight"] = rng.uniform(0, 2, count).astype(DTYPES[dtype])
+        arrays["weight"] = rng.uniform(0, 2, count).astype(beside)
     if class_mask is not None:
         rows = kept_classes & keep[..., None]
-        arrays["class_mask"] = kept_classes.reshape(-1, count)[0] if class_mask == "classes" else classes_on_axis(rows)
+        arrays["class_mask"] = classes if class_mask == "classes" else classes_on_axis(rows)
 
     ignore_index = -100
     if target == "labels":
-        ids = labels.copy()
+        ids = np.array(labels)
         if masked and seed % 2:
             ignore_index = -7
             ids[~keep] = ignore_index
@@ -134,17 +144,12 @@ def build(seed: int, **choices: Any) -> Case:
 
 def _table() -> list[Case]:
     """Every prior, weight mode, target and reduction with each other; beside them the other choices, drawn."""
-    product = ("prior", "weight_mode", "target", "reduction")
-    drawn = random.Random(0)
-    table = []
-    for seed, values in enumerate(itertools.product(*(CHOICES[name] for name in product))):
-        chosen = dict(zip(product, values, strict=True))
-        table.append(
-            build(
-                seed, **{name: chosen.get(name) if name in chosen else drawn.choice(CHOICES[name]) for name in CHOICES}
-            )
-        )
-    return table  # fmt: skip
+    product = [CHOICES[name] for name in _PRODUCT]
+    drawn, table = random.Random(0), []
+    for seed, values in enumerate(itertools.product(*product)):
+        choices = {name: drawn.choice(CHOICES[name]) for name in CHOICES}
+        table.append(build(seed, **choices | dict(zip(_PRODUCT, values, strict=True))))
+    return table
 
 
 def pairs(case: Case) -> set[Any]:
@@ -213,3 +218,5 @@ CORNERS = [
 ]  # fmt: skip
 
 TABLE = _table()
+CASES = TABLE + CORNERS
+BY_NAME = {case.name: case for case in CASES}
