@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import labelsmooth as ls
+import labelsmooth.jax
 import labelsmooth.torch
 
 
@@ -21,17 +22,27 @@ print(sorted(new - {"labelsmooth"} - set(sys.stdlib_module_names)))
     assert result.stdout.strip() == "[]"
 
 
+def test_the_module_of_jax_loads_no_other_framework():
+    code = "import sys, labelsmooth.jax; print(sorted({'torch', 'tensorflow', 'keras', 'optax', 'jax'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "['jax']"
+
+
 def test_public_names():
     assert ls.__all__ == [
         "convert_smoothing", "explain", "losses", "one_hot", "priors", "sample_labels", "schedules", "smooth_labels",
     ]  # fmt: skip
     assert labelsmooth.torch.__all__ == ["CrossEntropyLoss", "cross_entropy"]
+    assert labelsmooth.jax.__all__ == ["cross_entropy"]
     signatures = {
         ls.smooth_labels: "(labels, smoothing=0.1, *, num_classes=None, prior=None, class_prior=None, class_mask=None, "
         "dtype=None, out=None)",
         labelsmooth.torch.cross_entropy: "(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None, "
         "reduction='mean', label_smoothing=0.0, *, prior=None, class_prior=None, mask=None, class_mask=None, "
         "weight_mode='class', normalizer=None, validate=None)",
+        labelsmooth.jax.cross_entropy: "(logits, labels, *, label_smoothing=0.0, axis=-1, prior=None, class_prior=None, "
+        "mask=None, class_mask=None, where=None, weight=None, weight_mode='class', ignore_index=-100, reduction='none', "
+        "normalizer=None, validate=None)",
     }
     for function, expected in signatures.items():
         signature = inspect.signature(function)
