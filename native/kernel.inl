@@ -310,7 +310,7 @@ private:
                 if (valid && !valid[k] && q[k] > 0) fault(masked_target);
                 x += (1 - p.smoothing) * static_cast<double>(q[k]);
             }
-            if (w) x *= static_cast<double>(w[k]);
+            if (w && x != 0) x *= static_cast<double>(w[k]);  // a class that does not occur may weigh nan
             c[k] = static_cast<T>(x);
             sum += static_cast<double>(c[k]);
         }

@@ -73,6 +73,7 @@ Type type_of(const A& array, const char* name) {
 
 template <class A>
 bool is_contiguous(const A& array) {
+    if (array.size() == 0) return true;
     int64_t expected = 1;
     for (size_t i = array.ndim(); i-- > 0;) {
         if (array.shape(i) != 1 && array.stride(i) != expected) return false;
@@ -116,8 +117,10 @@ int cross_entropy(Array logits, Array target, Writable loss, std::optional<Writa
     p.classes = static_cast<int64_t>(logits.shape(1));
     p.inner = apart ? static_cast<int64_t>(logits.shape(2)) : 1;
     require(p.classes > 0, "logits", "have at least one class");
-    require(!apart || p.inner <= 1 || logits.stride(2) == 1, "logits", "have rows that lie side by side");
-    require(apart || p.classes == 1 || logits.stride(1) == 1, "logits", "have classes that lie side by side");
+    const auto lies_well = [&](const auto& x) {
+        return x.size() == 0 || x.stride(apart ? 2 : 1) == 1 || (apart ? p.inner : p.classes) == 1;
+    };
+    require(lies_well(logits), "logits", apart ? "have rows that lie side by side" : "have classes that lie side by side");
     p.logits = logits.data();
     p.outer_stride = logits.stride(0);
     p.class_stride = apart ? logits.stride(1) : 1;
@@ -126,8 +129,7 @@ int cross_entropy(Array logits, Array target, Writable loss, std::optional<Writa
                 "be of the logits' dtype and shape");
         for (size_t i = 0; i < logits.ndim(); ++i)
             require(gradient->shape(i) == logits.shape(i), "gradient", "be of the logits' dtype and shape");
-        require(!apart || p.inner <= 1 || gradient->stride(2) == 1, "gradient", "have rows that lie side by side");
-        require(apart || p.classes == 1 || gradient->stride(1) == 1, "gradient", "have classes that lie side by side");
+        require(lies_well(*gradient), "gradient", "lie as the logits must");
         p.gradient = gradient->data();
         p.gradient_outer_stride = gradient->stride(0);
         p.gradient_class_stride = apart ? gradient->stride(1) : 1;

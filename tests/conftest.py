@@ -1,10 +1,15 @@
 """Fixtures that several test files share."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# torch.compile imports Triton, whose LLVM crashes the process where TensorFlow's is there before it.
+if importlib.util.find_spec("triton"):
+    import triton  # noqa: F401
 
 # Nothing is read from or written to the user's own cache, by the tests or by the processes that they start.
 SHARED_CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"

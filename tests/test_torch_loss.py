@@ -1,4 +1,4 @@
-"""`labelsmooth.torch`: against PyTorch's own loss where they agree, and against the float64 reference everywhere."""
+"""`labelsmooth.torch` beside PyTorch's own loss, and what is its alone; tests/contract binds it to the reference."""
 
 import itertools
 import warnings
@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from labelsmooth import losses
 from labelsmooth.torch import CrossEntropyLoss, cross_entropy
@@ -170,8 +168,6 @@ def test_state_dict_has_pytorchs_name_for_the_weight():
     assert repr(module) == "CrossEntropyLoss(label_smoothing=0.1, reduction='mean', weight_mode='class', weight, prior)"
 
 
-# The contract: one table of cases, values and gradients, against the float64 reference.
-
 KINDS = ["uniform", "prior", "prior rows", "class_prior"]
 
 
@@ -200,83 +196,6 @@ def options_for(rng, shape, dim, kind, weight, masked, class_masked, labels, sof
         soft = soft * keep + 1e-3 * keep
         soft = soft / soft.sum(dim, keepdims=True)
     return options, soft
-
-
-def check_contract(shape, dtype, kind, weight_mode, reduction, soft, masked, class_masked, smoothing, seed):
-    """max|err| <= 16·eps·s against the reference: s = max(1, max|ref|), for gradients the row factor (1/N in a mean)."""
-    rng = np.random.default_rng(seed)
-    dim = 0 if len(shape) == 1 else 1
-    count = shape[dim]
-    lead = shape[:dim] + shape[dim + 1 :]
-    top = count - 1 if class_masked == "classes" and count > 1 else count
-    labels = rng.integers(0, top, lead)
-    z = torch.tensor(rng.normal(size=shape) * 4).to(dtype)
-    q = None
-    if soft:
-        q = np.moveaxis(rng.dirichlet(np.ones(count), lead), -1, dim)
-    options, q = options_for(rng, shape, dim, kind, weight_mode is not None, masked, class_masked, labels, q)
-    tensors = {name: torch.tensor(x) if x.dtype == bool else torch.tensor(x).to(dtype) for name, x in options.items()}
-    if soft:
-        target = torch.tensor(q).to(dtype)
-        ignore_index = -100
-    else:
-        target, ignore_index = torch.tensor(np.where(rng.random(lead) < 0.2, -7, labels)), -7
-    common = {"label_smoothing": smoothing, "weight_mode": weight_mode or "class", "ignore_index": ignore_index}
-    arrays = {name: to_numpy(x) for name, x in tensors.items()} | common | {"axis": dim}
-    reference, reference_gradient = losses.cross_entropy_and_grad(
-        to_numpy(z), to_numpy(target), reduction=reduction, **arrays
-    )
-    loss, gradient = value_and_grad(cross_entropy, z, target, reduction=reduction, **tensors, **common)
-
-    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
-    assert loss.dtype == accumulated
-    assert gradient.dtype == dtype
-    bound = 16 * EPS[accumulated] * max(1.0, float(np.abs(reference).max(initial=0)))
-    assert np.abs(loss.double().numpy() - reference).max(initial=0) <= bound
-    rows = losses.cross_entropy(to_numpy(z), to_numpy(target), reduction="none", **arrays)
-    divisor = float(rows.sum() / reference) if reduction == "mean" and reference else 1.0
-    row_factor = float(np.max(arrays.get("weight", 1.0))) / divisor
-    bound = (16 * EPS[accumulated] + EPS[dtype]) * row_factor
-    assert np.abs(gradient.double().numpy() - reference_gradient).max(initial=0) <= bound
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("weight_mode", [None, "class", "example"])
-def test_contract(dtype, kind, weight_mode):
-    table = itertools.product(
-        ("none", "sum", "mean"),
-        (False, True),
-        (False, True),
-        (None, "classes", "rows"),
-        (0.0, 0.1),
-        ((5, 6), (3, 4, 2, 2)),
-    )
-    for seed, (reduction, soft, masked, class_masked, smoothing, shape) in enumerate(table):
-        check_contract(shape, dtype, kind, weight_mode, reduction, soft, masked, class_masked, smoothing, seed)
-
-
-@settings(max_examples=400, deadline=None)
-@given(
-    shape=st.one_of(
-        st.tuples(st.integers(1, 9)),
-        st.tuples(st.integers(0, 5), st.integers(1, 40)),
-        st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 4)),
-    ),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
-    kind=st.sampled_from(["uniform", "prior", "prior rows", "class_prior"]),
-    weight_mode=st.sampled_from([None, "class", "example"]),
-    reduction=st.sampled_from(["none", "sum", "mean"]),
-    soft=st.booleans(),
-    masked=st.booleans(),
-    class_masked=st.sampled_from([None, "classes", "rows"]),
-    smoothing=st.floats(0, 0.99),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_contract_on_random_cases(**arguments):
-    if arguments["dtype"] in (torch.float16, torch.bfloat16) and arguments["shape"][-1] > 20:
-        arguments["shape"] = (2, 7)  # in half precision a long row's sum of targets leaves its tolerance
-    check_contract(**arguments)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -440,31 +359,6 @@ def test_vmap_and_func_grad():
         torch.testing.assert_close(functional(input.detach(), target), gradient)
         per_example = torch.func.vmap(functional)(input.detach(), target)
         torch.testing.assert_close(per_example / 4, gradient)
-
-
-@pytest.mark.parametrize("options", [{}, {"prior": "rows"}, {"class_mask": "classes"}, {"weight": "w", "mask": "rows"}])
-@pytest.mark.parametrize("soft", [False, True])
-def test_compile_in_one_graph(options, soft):
-    input, labels, targets, _ = case((4, 5))
-    labels = labels % 4
-    if soft:
-        targets[:, 4] = 0
-        targets /= targets.sum(1, keepdim=True)
-    tensors = {
-        "prior": torch.softmax(torch.randn(4, 5), 1),
-        "class_mask": torch.tensor([True, True, True, True, False]),
-        "weight": torch.linspace(0.5, 2, 5),
-        "mask": torch.tensor([True, False, True, True]),
-    }
-    options = {name: tensors[name] for name in options} | {"label_smoothing": 0.1}
-    target = targets if soft else labels
-    compiled = torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")
-    for mine, other in zip(
-        value_and_grad(compiled, input, target, **options),
-        value_and_grad(cross_entropy, input, target, **options),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, other)
 
 
 def test_compile_with_a_normalizer_that_changes():

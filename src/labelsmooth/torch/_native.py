@@ -47,8 +47,6 @@ def refusal(call: Call) -> str | None:
     others = (call.target, call.weight, call.prior, call.class_prior, call.normalizer)
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in others):
         return "something beside the logits requires grad"
-    if call.input.numel() == 0:
-        return "there are no logits"
     return None
 
 

@@ -1,0 +1,1 @@
+"""The contract: one table of cases (`cases`), run over every framework and bound to the float64 reference."""
