@@ -5,7 +5,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 RUN = $(VENV)/bin/python -m
 SOURCES = pyproject.toml constraints.txt
 
-.PHONY: demo install test test-all lint bench clean
+.PHONY: demo install test test-all lint docs bench clean
 
 demo: $(VENV)/.train
 	$(VENV)/bin/labelsmooth train digits --smoothing 0.1
@@ -22,6 +22,10 @@ lint: install
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) pyright
+
+docs: $(VENV)/.docs
+	$(RUN) mkdocs build --quiet --strict
+	@echo "the documentation is at build/docs/index.html"
 
 bench: install
 	$(RUN) benchmarks.bench_start
@@ -45,7 +49,12 @@ $(VENV)/.train: $(VENV)/bin/python $(SOURCES)
 	$(PIP) torch --editable '.[train]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/bin/python $(SOURCES)
+	@echo "installing labelsmooth and what its documentation needs into $(VENV) ..."
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	@echo "installing labelsmooth and what its tests need into $(VENV) ..."
 	$(PIP) torch --editable '.[test]'
-	@touch $@ $(VENV)/.train
+	@touch $@ $(VENV)/.train $(VENV)/.docs

@@ -33,7 +33,7 @@ model.compile(keras.optimizers.Adam(3e-3), keras.losses.CategoricalCrossentropy(
 history = model.fit(train_images, train_targets, batch_size=64, epochs=10, verbose=0).history
 test_loss, test_accuracy = model.evaluate(test_images, test_targets, verbose=0)
 
-floor = ls.targets.explanation(SMOOTHING, 10).entropy_floor
+floor = ls.explain(SMOOTHING, 10).entropy_floor
 print(f"smoothed training loss {history['loss'][-1]:.4f} (ε={SMOOTHING}, floor {floor:.4f})")
 print(f"test NLL on hard labels {test_loss:.4f}, test accuracy {test_accuracy:.4f}")
 
