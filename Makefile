@@ -24,8 +24,8 @@ lint: install
 	$(RUN) pyright
 
 docs: $(VENV)/.docs
-	$(RUN) mkdocs build --quiet --strict
-	@echo "the documentation is at build/docs/index.html"
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet --strict
+	@echo "the documentation is at build/docs/index.html; its search needs a server: $(RUN) http.server --directory build/docs"
 
 bench: install
 	$(RUN) benchmarks.bench_start

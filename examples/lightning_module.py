@@ -1,6 +1,6 @@
 """A plain Lightning module that trains with label smoothing and validates on hard labels.
 
-    python examples/lightning_module.py
+python examples/lightning_module.py
 """
 
 import lightning as L

@@ -1,6 +1,6 @@
 """A PyTorch loop with a hand-written LSR module, replaced in one line; the numbers are the same.
 
-    python examples/torch_lsr.py
+python examples/torch_lsr.py
 """
 
 import torch

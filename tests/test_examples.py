@@ -82,14 +82,19 @@ def test_a_lightning_module_validates_on_hard_labels():
 
 
 def test_keras_with_both_methods():
-    text = run("keras_method1", KERAS_BACKEND="tensorflow")
+    text = run("keras_method1", "keras_method2", KERAS_BACKEND="tensorflow")  # together: TensorFlow's import takes long
     assert "[0.01 0.01 0.91 0.01 0.01 0.01 0.01 0.01 0.01 0.01]" in text
     first, second = numbers(text, "method 1 #, method 2 #")
     assert first == pytest.approx(second, abs=2e-6)
-    assert min(numbers(text, "smoothed training loss #")) > explanation(0.1, 10).entropy_floor
-    nll, accuracy = numbers(text, "test NLL on hard labels #, test accuracy #")
-    assert nll < 0.5
-    assert accuracy > 0.9
+    for line in ("smoothed test loss", "test NLL"):
+        ours, reference = numbers(text, f"{line}: Keras #, the float64 reference #")
+        assert ours == pytest.approx(reference, abs=2e-6)
+    losses = re.findall(r"smoothed training loss ([0-9.]+)", text)
+    figures = re.findall(r"test NLL on hard labels ([0-9.]+), test accuracy ([0-9.]+)", text)
+    assert len(losses) == len(figures) == 2
+    assert min(float(loss) for loss in losses) > explanation(0.1, 10).entropy_floor
+    assert all(float(nll) < 0.5 and float(accuracy) > 0.9 for nll, accuracy in figures)
+    assert "loaded: smoothed_crossentropy, ε=0.1" in text
 
 
 @pytest.mark.slow
