@@ -144,6 +144,8 @@ def test_imports_in_the_text_exist(name):
             and not (ROOT / "src" / f"{path.replace('.', '/')}.py").is_file()
         ):
             exists(module, last)
+    for last in re.findall(r"`ls\.(\w+)", text):
+        exists("labelsmooth", last)
     for path in re.findall(r"`((?:examples|benchmarks|tests|docs)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
 
