@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras import ops
 
 from labelsmooth import _checks
 from labelsmooth.keras import _values
+from labelsmooth.keras._values import ops
 
 _DTYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The loss of each row, 0 where it is not kept; `keep` is None where all are; `weight` is the row's class weight."""
+    """The loss of each row, 0 where it is not kept; which rows are (None: all); and their class weights, if any."""
 
     losses: Any
     keep: Any = None

@@ -8,11 +8,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from labelsmooth import _arrays, _checks, _prior
 from labelsmooth.keras import _values
 from labelsmooth.keras._rows import RowLoss, Rows
+from labelsmooth.keras._values import ops
 
 _ARRAYS = ("weight", "prior", "class_prior", "class_mask")
 
@@ -182,10 +182,7 @@ class SmoothedCrossentropy(RowLoss):
 
     def _log_p(self, y_pred: Any, keep: Any) -> Any:
         """log p over the kept classes; rows that are not kept are emptied before anything is computed from them."""
-        if self.from_logits:
-            z = _emptied(y_pred, keep, 0)
-        else:
-            z = _log(_emptied(y_pred, keep, 1))
+        z = _emptied(y_pred, keep, 0) if self.from_logits else _log(_emptied(y_pred, keep, 1))
         if self.class_mask is not None:
             z = ops.where(self.class_mask, z, -math.inf)
         return ops.log_softmax(z, axis=-1)
@@ -207,12 +204,12 @@ class SmoothedCrossentropy(RowLoss):
         if epsilon > 0:
             u = self._towards_prior
             if u is None and inside is None:
-                towards_prior = -epsilon * ops.mean(log_p, -1)
+                towards_prior = -epsilon * _mean(log_p)
             else:
                 u = np.full(count, epsilon / count) if u is None else u
                 u = ops.convert_to_tensor(u if inside is None else u * inside, log_p.dtype)
                 if len(u.shape) == 2:
-                    u = ops.take(u, ids, axis=0) if q is None else ops.matmul(q, u)
+                    u = ops.take(u, ids, axis=0) if q is None else ops.einsum("...j,jk->...k", q, u)
                 towards_prior = -_expectation(u, log_p)
             loss = (1.0 - epsilon) * loss + towards_prior
         if row_weight is not None and inside is None:
@@ -221,25 +218,30 @@ class SmoothedCrossentropy(RowLoss):
 
     def _check_values(self, y_true: Any, y_pred: Any, labelled: bool, kept: np.ndarray | None) -> None:
         """Check what is at hand; `y_true` and `y_pred` have their classes last, and `kept` are the rows that count."""
-        target, predicted = _values.at_hand(y_true), _values.at_hand(y_pred)
+        count = y_pred.shape[-1]
+        out = np.zeros(count, bool) if self.class_mask is None else ~self.class_mask
+        target = _values.at_hand(y_true)
+        if target is not None:
+            shape = target.shape if labelled else target.shape[:-1]
+            rows = np.ones(shape, bool) if kept is None else np.broadcast_to(kept, shape)
+            if labelled:
+                ids = np.where(rows, target, 0)
+                _checks.label_range(ids, count, "y_true")
+                _checks.no_target_on_masked(rows & out[ids])
+            else:
+                _checks.distribution(target, "y_true", _checks.tolerance(ops.dtype(y_true)), rows)
+                _checks.no_target_on_masked(np.where(rows, (target * out).sum(axis=-1), 0))
+        predicted = _values.at_hand(y_pred)
         if predicted is None:
             return
-        count = predicted.shape[-1]
-        kept = np.ones(predicted.shape[:-1], bool) if kept is None else np.broadcast_to(kept, predicted.shape[:-1])
-        out = np.zeros(count, bool) if self.class_mask is None else ~self.class_mask
-        if target is not None and labelled:
-            ids = np.where(kept, target, 0)
-            _checks.label_range(ids, count, "y_true")
-            _checks.no_target_on_masked(kept & out[ids])
-        elif target is not None:
-            _checks.distribution(target, "y_true", _checks.tolerance(ops.dtype(y_true)), kept)
-            _checks.no_target_on_masked(np.where(kept, (target * out).sum(axis=-1), 0))
+        shape = predicted.shape[:-1]
+        rows = np.ones(shape, bool) if kept is None else np.broadcast_to(kept, shape)
         if self.from_logits:
-            _check_logits(predicted[kept], out)
+            _check_logits(predicted[rows], out)
         else:
-            kept = kept & ~np.isnan(predicted).any(axis=-1)  # what has diverged gives nan, as with logits
+            rows = rows & ~np.isnan(predicted).any(axis=-1)  # what has diverged gives nan, as with logits
             tolerance = max(_checks.tolerance(ops.dtype(y_pred)), _PROBABILITY_TOLERANCE)
-            _checks.distribution(predicted, "y_pred, with from_logits=False,", tolerance, kept)
+            _checks.distribution(predicted, "y_pred, with from_logits=False,", tolerance, rows)
 
     def get_config(self) -> dict[str, Any]:
         """Everything that `from_config` needs, of plain types."""
@@ -261,8 +263,8 @@ class SmoothedCrossentropy(RowLoss):
 class SmoothedBinaryCrossentropy(RowLoss):
     """Binary cross-entropy of smoothed labels: loss = -y' log p - (1-y') log(1-p), with y' = (1-ε) y + ε u.
 
-    For `model.compile`, in the place of `keras.losses.BinaryCrossentropy`: the same arguments, defaults and numbers, u =
-    1/2 unless a prior is given. Several labels per row are averaged. Nothing is clipped: p = 0 (or below the smallest
+    For `model.compile`, in the place of `keras.losses.BinaryCrossentropy`: the same arguments, defaults and numbers, with
+    u = 1/2 unless a prior is given. The labels of a row are averaged. Nothing is clipped: p = 0 (or below the smallest
     normal number, 1e-38 in float32) where y' > 0, and p = 1 where y' < 1, have loss +inf and gradient 0; Keras clips p
     to [1e-7, 1 - 1e-7]. With ``from_logits=True`` neither happens.
 
@@ -347,7 +349,7 @@ class SmoothedBinaryCrossentropy(RowLoss):
             log_p, log_not_p = ops.log_sigmoid(x), ops.log_sigmoid(-x)
         else:
             log_p, log_not_p = _log(x), _log(1.0 - x)
-        losses = -ops.mean(_times(y, log_p) + _times(1.0 - y, log_not_p), -1)
+        losses = -_mean(_times(y, log_p) + _times(1.0 - y, log_not_p))
         return Rows(losses if keep is None else ops.where(keep, losses, 0), keep)
 
     def _check_values(self, y_true: Any, y_pred: Any) -> None:
@@ -431,6 +433,11 @@ def _times(weights: Any, x: Any) -> Any:
     return weights * ops.where(weights == 0, 0, x)
 
 
+def _mean(x: Any) -> Any:
+    """The mean over the last axis; `ops.mean` gives float64 only float32's precision on PyTorch."""
+    return ops.sum(x, -1) / ops.cast(ops.shape(x)[-1], x.dtype)
+
+
 def _expectation(weights: Any, log_p: Any) -> Any:
     return ops.sum(_times(weights, log_p), -1)
 
@@ -443,7 +450,7 @@ def _refuse_activation(y_pred: Any) -> None:
 
 
 def _check_logits(rows: np.ndarray, out: np.ndarray) -> None:
-    """`rows`, the kept ones ``[n, K]``, are no distributions, and none is -inf in all classes but those that are `out`."""
+    """The kept `rows` ``[n, K]`` look like no distributions, and none is -inf in all classes but those `out`."""
     if np.isneginf(np.where(out, -np.inf, rows)).all(axis=-1).any():
         raise _checks.error("y_pred", "have a finite value in every kept row", "a row that is -inf in all its classes")
     # One row, or rows of 0 and 1, may be so by chance.
