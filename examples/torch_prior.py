@@ -1,7 +1,7 @@
-"""Smoothing towards the classes' frequencies, u(k), the prior that Szegedy et al. (arXiv 1512.00567, section 7) propose.
+"""Smoothing towards the classes' frequencies u(k), the prior that Szegedy et al. (arXiv 1512.00567, section 7) propose.
 
-Their own runs of Inception-v3 took the uniform u(k) = 1/K, as nearly everybody does since. On data with rare classes the
-two differ: where the training loss is least, the mean prediction is the mean target, (1-ε) frequency + ε u.
+Their own runs of Inception-v3 took the uniform u(k) = 1/K, as nearly everybody does since. On data with rare classes
+the two differ: where the training loss is least, the mean prediction is the mean target, (1-ε) frequency + ε u.
 
     python examples/torch_prior.py
 """
