@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 RUN = $(VENV)/bin/python -m
-SOURCES = pyproject.toml constraints.txt
+SOURCES = pyproject.toml constraints.txt setup.py $(wildcard native/*)
 
-.PHONY: demo install test test-all sanitize lint bench clean
+.PHONY: demo install test test-all sanitize lint docs bench clean
 
 demo: $(VENV)/.train
 	$(VENV)/bin/labelsmooth train digits --smoothing 0.1
@@ -29,6 +29,10 @@ lint: install
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) pyright
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet --strict
+	@echo "the documentation is at build/docs/index.html; its search needs a server: $(RUN) http.server --directory build/docs"
 
 bench: install
 	$(RUN) benchmarks.bench_start
@@ -54,7 +58,12 @@ $(VENV)/.train: $(VENV)/bin/python $(SOURCES)
 	$(PIP) torch --editable '.[train]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/bin/python $(SOURCES)
+	@echo "installing labelsmooth and what its documentation needs into $(VENV) ..."
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	@echo "installing labelsmooth and what its tests need into $(VENV) ..."
 	$(PIP) torch --editable '.[test]'
-	@touch $@ $(VENV)/.train
+	@touch $@ $(VENV)/.train $(VENV)/.docs
