@@ -19,6 +19,7 @@ test-all: install
 	$(RUN) pytest
 
 sanitize:
+	mkdir -p build
 	for sanitizer in address,undefined thread; do \
 		$(CXX) -std=c++17 -O1 -g -Wno-psabi -pthread -fsanitize=$$sanitizer -fno-sanitize-recover=all -Inative \
 			native/kernel_*.cpp native/threads.cpp native/buffers.cpp native/tests/sanitized.cpp -o build/sanitized \
