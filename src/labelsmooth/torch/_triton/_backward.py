@@ -6,14 +6,15 @@ The device decides: where the upstream gradient is 1, nothing is read and nothin
 import triton
 import triton.language as tl
 
-from labelsmooth.torch._triton._tile import cells_of_tile, rows_of_tile
+from labelsmooth.torch._triton._tile import cells_of_tile, multiple, rows_of_tile
 
 
 @triton.jit
 def scale_rows(
     gradient, upstream, tiles, K, inner, u_outer, u_inner,
-    CLASS_LAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLASS_LAST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
+    K = multiple(K, ALIGN)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         o, i, _ = rows_of_tile(tile, inner, ROWS)
         there = i < inner

@@ -15,6 +15,7 @@ from labelsmooth.torch._triton._tile import (
     kept_classes,
     kept_rows,
     logit_of_label,
+    multiple,
     prior_of_tile,
     rows_of_tile,
     weight_of_rows,
@@ -66,8 +67,9 @@ def rows_on_chip(
     logits, labels, q, weight, prior, class_mask, divisor, upstream, losses, gradient,
     K, inner, z_outer, z_inner, z_class, ignore_index, smoothing,
     CLASS_LAST: tl.constexpr, PRIOR: tl.constexpr, CLASS_MASK: tl.constexpr, INSIDE: tl.constexpr,
-    PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
+    K, z_outer, z_inner = multiple(K, ALIGN), multiple(z_outer, ALIGN), multiple(z_inner, ALIGN)
     EXAMPLE: tl.constexpr = weight is not None and not INSIDE
     # Labels and uniform smoothing alone: the coefficients take two values, and no tile of them is needed.
     PLAIN: tl.constexpr = (PRIOR == "none" or PRIOR == "uniform") and CLASS_MASK == "none" and q is None and not INSIDE
@@ -119,8 +121,9 @@ def rows_in_blocks(
     logits, labels, q, weight, prior, class_mask, divisor, upstream, losses, gradient,
     K, inner, z_outer, z_inner, z_class, ignore_index, smoothing,
     CLASS_LAST: tl.constexpr, PRIOR: tl.constexpr, CLASS_MASK: tl.constexpr, INSIDE: tl.constexpr,
-    PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
+    K, z_outer, z_inner = multiple(K, ALIGN), multiple(z_outer, ALIGN), multiple(z_inner, ALIGN)
     EXAMPLE: tl.constexpr = weight is not None and not INSIDE
     # Labels and uniform smoothing alone: the coefficients take two values, and no tile of them is needed.
     PLAIN: tl.constexpr = (PRIOR == "none" or PRIOR == "uniform") and CLASS_MASK == "none" and q is None and not INSIDE

@@ -8,6 +8,7 @@ backward pass computes the gradient from the logits, in one read and one write.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -148,19 +149,26 @@ def _launch(
             class_mask, divisor, upstream, losses, gradient,
             classes, inner, *_strides(logits), ignore_index, smoothing,
             CLASS_LAST=class_last, PRIOR=prior_kind, CLASS_MASK=mask_kind, INSIDE=inside,
-            PARTIALS=0 if divisor is None else divisor.numel(), ROWS=rows, BLOCK=block, num_warps=warps,
+            PARTIALS=0 if divisor is None else divisor.numel(), ROWS=rows, BLOCK=block,
+            ALIGN=_alignment(classes, *_strides(logits)[:2]) if class_last else 1, num_warps=warps,
         )  # fmt: skip
+
+
+def _alignment(*sizes: int) -> int:
+    """The largest power of two up to 16 that divides all sizes."""
+    return math.gcd(16, *sizes)
 
 
 def _plan(classes: int, inner: int, class_last: bool, plain: bool) -> tuple[Any, int, int, int]:
     """Kernel, rows and classes of a tile, and warps."""
     on_chip = _forward.ON_CHIP if plain else _forward.ON_CHIP // 2
+    in_blocks = _forward.ON_CHIP if plain else _forward.ON_CHIP // 4
     block = triton.next_power_of_2(classes)
     # Where classes are not adjacent, rows are, and 32 of them make a full memory transaction.
     rows = min(max(_forward.TILE // block, 1 if class_last else 32), triton.next_power_of_2(inner))
     kernel = _forward.rows_on_chip
     if rows * block > on_chip:
-        kernel, block = _forward.rows_in_blocks, max(on_chip // rows, 1)
+        kernel, block = _forward.rows_in_blocks, max(in_blocks // rows, 1)
     return kernel, rows, block, min(max(rows * block // 512, 4), 32)
 
 
@@ -189,7 +197,7 @@ def _scale_rows(gradient: Tensor, upstream: Tensor) -> None:
     with torch.cuda.device_of(gradient):
         _backward.scale_rows[(min(tiles, 8 * _multiprocessors(gradient.device)),)](
             gradient, upstream, tiles, classes, inner, u_outer, u_inner,
-            CLASS_LAST=class_last, ROWS=rows, BLOCK=block, num_warps=warps,
+            CLASS_LAST=class_last, ROWS=rows, BLOCK=block, ALIGN=_alignment(classes) if class_last else 1, num_warps=warps,
         )  # fmt: skip
 
 
