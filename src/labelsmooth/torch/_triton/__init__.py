@@ -5,30 +5,40 @@ Triton is imported by the first call of `unavailable`, `unsupported` or `cross_e
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
+from torch._C._functorch import get_dynamic_layer_stack_depth  # pyright: ignore[reportMissingImports]
 
 OLDEST = (8, 0)  # compute capability, Triton's own limit
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@torch.compiler.assume_constant_result
 def unavailable(device: str = "cuda") -> str | None:
     """Why the kernels cannot run on a device of this type; None where they can.
 
     Under ``TRITON_INTERPRET=1``, set before the first call, they run on the CPU too: slowly, for tests.
     """
+    return _unavailable(device)
+
+
+# What torch.compiler.assume_constant_result does; that would import the compiler, and triton with it.
+unavailable._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@functools.cache
+def _unavailable(device: str) -> str | None:
     try:
         import triton
     except ImportError as error:
         return f"triton cannot be imported ({error})"
-    from labelsmooth.torch._triton import _forward
+    from labelsmooth.torch._triton import _op  # registers the operators before any graph is traced
 
     if device == "cpu":
-        return "the Triton kernels are for GPUs" if isinstance(_forward.rows_on_chip, triton.JITFunction) else None
+        compiled = isinstance(_op.scale_rows, triton.JITFunction)
+        return "the Triton kernels are for GPUs" if compiled else None
     if device != "cuda":
         return f"the Triton kernels are not for {device} devices"
     if torch.version.cuda is None:
@@ -50,7 +60,7 @@ def unsupported(input: Tensor, *others: Any) -> str | None:
         return "tensors lie on several devices"
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "the Triton kernels have gradients for the logits alone"
-    if peek_interpreter_stack() is not None or torch.jit.is_tracing():
+    if get_dynamic_layer_stack_depth() > 0 or torch.jit.is_tracing():  # the one of its kind that Dynamo knows
         return "the Triton kernels can be neither transformed by torch.func nor traced by torch.jit"
     if torch.autograd.forward_ad._current_level >= 0:
         return "the Triton kernels have no forward-mode derivatives"

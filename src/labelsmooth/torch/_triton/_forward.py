@@ -41,10 +41,10 @@ def _finish(
 ):  # fmt: skip
     """Stores the loss of the rows; returns what their gradients are multiplied by."""
     factor = tl.where(wrong, float("nan"), 1.0)
-    loss *= factor
     if EXAMPLE:
         loss = tl.where(row_weight == 0, 0.0, loss * row_weight)
         factor *= row_weight
+    loss = tl.where(wrong, float("nan"), loss)
     if divisor is not None:
         scale = _scale(divisor, PARTIALS)
         loss = tl.where(scale == 0, 0.0, loss * scale)
@@ -111,7 +111,23 @@ def rows_on_chip(
     factor = _finish(loss, row, keep, there, wrong, row_weight, divisor, upstream, losses, EXAMPLE, PARTIALS)
     if gradient is not None:
         g = gradient_of_tile(
-            e, k, cells, y, inside, valid, total / d, factor, share, K, smoothing, q, weight, prior, PLAIN, PRIOR, INSIDE
+            e,
+            k,
+            cells,
+            y,
+            inside,
+            valid,
+            total / d,
+            factor,
+            share,
+            K,
+            smoothing,
+            q,
+            weight,
+            prior,
+            PLAIN,
+            PRIOR,
+            INSIDE,
         )
         tl.store(gradient + cells, tl.where(valid, g, 0.0), mask=there[:, None] & (k < K)[None, :])
 
@@ -191,7 +207,23 @@ def rows_in_blocks(
             z = tl.load(place, mask=valid, other=float("-inf"), eviction_policy="evict_first").to(tl.float32)
             e = tl.exp(z - shift[:, None])
             g = gradient_of_tile(
-                e, k, cells, y, inside, valid, total / d, factor, share, K, smoothing, q, weight, prior, PLAIN, PRIOR, INSIDE
+                e,
+                k,
+                cells,
+                y,
+                inside,
+                valid,
+                total / d,
+                factor,
+                share,
+                K,
+                smoothing,
+                q,
+                weight,
+                prior,
+                PLAIN,
+                PRIOR,
+                INSIDE,
             )
             here = there[:, None] & (k < K)[None, :]
             tl.store(gradient + cells, tl.where(valid, g, 0.0), mask=here, eviction_policy="evict_first")

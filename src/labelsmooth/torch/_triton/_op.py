@@ -15,7 +15,8 @@ import torch
 import triton
 from torch import Tensor
 
-from labelsmooth.torch._triton import _backward, _divisor, _forward
+from labelsmooth.torch._triton import _divisor, _forward
+from labelsmooth.torch._triton._backward import scale_rows
 
 ARGUMENTS = (
     "Tensor logits, Tensor? labels, Tensor? q, Tensor? weight, Tensor? prior, Tensor? class_prior, Tensor? class_mask, "
@@ -90,8 +91,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Te
 def _backward_pass(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "the fused cross-entropy has no second derivative (create_graph=True was asked for); "
-            "the eager path has one"
+            "the fused cross-entropy has no second derivative (create_graph=True was asked for); the eager path has one"
         )
     if upstream is None:
         gradient = None
@@ -195,7 +195,7 @@ def _scale_rows(gradient: Tensor, upstream: Tensor) -> None:
     tiles = outer * triton.cdiv(inner, rows)
     u_outer, u_inner = (0, *upstream.stride())[-2:]
     with torch.cuda.device_of(gradient):
-        _backward.scale_rows[(min(tiles, 8 * _multiprocessors(gradient.device)),)](
+        scale_rows[(min(tiles, 8 * _multiprocessors(gradient.device)),)](
             gradient, upstream, tiles, classes, inner, u_outer, u_inner,
             CLASS_LAST=class_last, ROWS=rows, BLOCK=block, ALIGN=_alignment(classes) if class_last else 1, num_warps=warps,
         )  # fmt: skip
@@ -234,7 +234,9 @@ def _dense_like(x: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-2], x.shape[-1], x.shape[-2]).mT
 
 
-def _outputs(logits: Tensor, normalizer: Tensor | None, mean: bool, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(
+    logits: Tensor, normalizer: Tensor | None, mean: bool, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     partials = 0 if not mean else _divisor.PARTIALS if normalizer is None else 1
     return (
         logits.new_empty(logits.shape[:-1], dtype=torch.float32),
