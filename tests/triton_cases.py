@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from labelsmooth import losses
 from labelsmooth.torch import _triton
@@ -350,7 +351,7 @@ def test_offsets_beyond_32_bits():
 def saved(loss):
     """The tensors that the operator saved for backward."""
     node = loss.grad_fn
-    while not hasattr(node, "with_gradient"):
+    while not hasattr(node, "saved_tensors"):
         node = node.next_functions[0][0]
     return node.saved_tensors
 
@@ -359,7 +360,7 @@ def saved(loss):
 def test_upstream_gradients(dtype):
     z, labels = case(dtype=dtype)
     labels[1] = -100
-    loss, gradient = value_and_grad(fused, z, labels, label_smoothing=0.1)
+    _, gradient = value_and_grad(fused, z, labels, label_smoothing=0.1)
     (scaled,) = torch.autograd.grad(fused(z, labels, label_smoothing=0.1), z, torch.tensor(3.0, device=DEVICE))
     torch.testing.assert_close(scaled, 3 * gradient, rtol=2 * EPS[dtype], atol=EPS[dtype] / 4)
     rows = fused(z, labels, label_smoothing=0.1, reduction="none")
@@ -452,15 +453,14 @@ def operands(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "with_gradient"),
+    "changes",
     [
-        ({}, True),
-        ({}, False),
-        ({"labels": None, "q": "soft", "weight": "weight", "prior": "soft", "class_mask": "kept"}, True),
-        ({"logits": "images", "labels": "pixels"}, True),
+        {},
+        {"labels": None, "q": "soft", "weight": "weight", "prior": "soft", "class_mask": "kept"},
+        {"logits": "images", "labels": "pixels"},
     ],
 )
-def test_operators_keep_pytorchs_rules(changes, with_gradient):
+def test_operators_keep_pytorchs_rules(changes):
     tensors = {
         "soft": torch.full((4, 6), 1 / 6, device=DEVICE),
         "weight": torch.linspace(0.5, 2, 6, device=DEVICE),
@@ -471,7 +471,7 @@ def test_operators_keep_pytorchs_rules(changes, with_gradient):
     args = operands(**{name: tensors.get(x) for name, x in changes.items()})
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     rows = torch.ops.labelsmooth.cross_entropy_rows.default
-    torch.library.opcheck(rows, (*args, None, True, with_gradient), test_utils=checks)
+    torch.library.opcheck(rows, (*args, None, True), test_utils=checks)
     inputs = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in args)
     upstream = torch.rand(inputs[0].shape[:-1], device=DEVICE)
     gradient = torch.ops.labelsmooth.cross_entropy_gradient.default
@@ -506,6 +506,28 @@ def test_compile_with_sizes_and_normalizers_that_change():
         torch.testing.assert_close(
             value_and_grad(compiled, z, labels, normalizer), value_and_grad(fused, z, labels, normalizer=normalizer)
         )
+
+
+def test_a_backward_pass_that_is_recorded_leaves_the_saved_gradient_alone():
+    z, labels = case()
+    loss = fused(z, labels, label_smoothing=0.1)
+    (buffer,) = saved(loss)
+    before = buffer.clone()
+    backward = make_fx(lambda upstream: torch.autograd.grad(loss, z, upstream, retain_graph=True)[0])
+    upstream = torch.tensor(3.0, device=DEVICE)
+    torch.testing.assert_close(backward(upstream)(upstream), 3 * before)
+    assert torch.equal(buffer, before)
+
+
+def test_recording_a_whole_step():
+    z, labels = case()
+
+    def step(z, labels):
+        return torch.autograd.grad(2 * fused(z, labels, label_smoothing=0.1), z)[0]
+
+    graph = make_fx(step)(z, labels)
+    other, other_labels = case(seed=1)
+    torch.testing.assert_close(graph(other, other_labels), step(other, other_labels))
 
 
 def test_compile_sees_torch_func():

@@ -60,7 +60,7 @@ def unsupported(input: Tensor, *others: Any) -> str | None:
         return "tensors lie on several devices"
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "the Triton kernels have gradients for the logits alone"
-    if get_dynamic_layer_stack_depth() > 0 or torch.jit.is_tracing():  # the one of its kind that Dynamo knows
+    if get_dynamic_layer_stack_depth() > 0 or torch.jit.is_tracing():  # pyright: ignore
         return "the Triton kernels can be neither transformed by torch.func nor traced by torch.jit"
     if torch.autograd.forward_ad._current_level >= 0:
         return "the Triton kernels have no forward-mode derivatives"
@@ -79,7 +79,7 @@ def cross_entropy(
     It waits for no device and looks at no value: a class id out of range gives its row a loss and a gradient of nan.
     A second derivative raises RuntimeError.
     """
-    from labelsmooth.torch._triton._op import cross_entropy_rows
+    from labelsmooth.torch._triton._op import losses_of_rows
 
     logits = _rows(input)
     q = labels = None
@@ -97,9 +97,7 @@ def cross_entropy(
             u, class_prior = q.float() @ class_prior.float(), None
     if normalizer is not None and not isinstance(normalizer, Tensor):
         normalizer = torch.full((), normalizer, dtype=torch.float32, device=input.device)
-    # float16 would underflow before a loss scaler's factor reaches it; a compiled graph cannot hand over what it saved.
-    at_once = input.dtype != torch.float16 and not torch.compiler.is_compiling()
-    losses, _, _ = cross_entropy_rows(
+    operands = (
         logits,
         None if labels is None else labels.reshape(logits.shape[:-1]).contiguous(),
         q,
@@ -110,10 +108,8 @@ def cross_entropy(
         ignore_index,
         label_smoothing,
         weight_mode == "class",
-        normalizer,
-        reduction == "mean",
-        at_once and torch.is_grad_enabled() and input.requires_grad,
     )
+    losses = losses_of_rows(operands, normalizer, reduction == "mean")
     if reduction != "none":
         return losses.sum()
     return losses.reshape(input.shape[:1] + input.shape[2:] if input.dim() > 1 else ())

@@ -4,7 +4,6 @@ A row that fits on chip is read once and written once. A longer one is read twic
 gradient from the last block to the first, since the last ones are still in the cache.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -198,7 +197,7 @@ def rows_in_blocks(
     factor = _finish(loss, row, keep, there, wrong, row_weight, divisor, upstream, losses, EXAMPLE, PARTIALS)
     if gradient is not None:
         blocks = tl.cdiv(K, BLOCK)
-        for block in range(0, blocks):
+        for block in range(blocks):
             k = (blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
             cells = cells_of_tile(o, i, k, K, inner, CLASS_LAST)
             inside = keep[:, None] & (k < K)[None, :]
