@@ -52,7 +52,7 @@ def _unavailable(device: str) -> str | None:
 
 
 def unsupported(input: Tensor, *others: Any) -> str | None:
-    """Why the kernels do not take `input` and the `others` (target, weight, priors, masks, normalizer); None: they do."""
+    """Why the kernels do not take `input` with the `others` (target, weight, priors, masks); None where they do."""
     tensors = [x for x in others if isinstance(x, Tensor)]
     if input.dtype not in FLOATS:
         return f"the Triton kernels take no {input.dtype} logits"

@@ -16,7 +16,7 @@ def scale_rows(
 ):  # fmt: skip
     K = multiple(K, ALIGN)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        o, i, _ = rows_of_tile(tile, inner, ROWS)
+        o, i, _ = rows_of_tile(tile, inner, ROWS)  # pyright: ignore[reportGeneralTypeIssues]
         there = i < inner
         factor = tl.load(upstream + o * u_outer + i * u_inner, mask=there, other=1.0)
         if tl.max((factor != 1.0).to(tl.int32)) == 1:

@@ -223,10 +223,11 @@ def _scale_rows(gradient: Tensor, upstream: Tensor) -> None:
     kernel: Any = scale_rows
     tiles = outer * -(-inner // rows)
     u_outer, u_inner = (0, *upstream.stride())[-2:]
+    align = _alignment(classes) if class_last else 1
     with torch.cuda.device_of(gradient):
         kernel[(min(tiles, 8 * _multiprocessors(gradient.device)),)](
             gradient, upstream, tiles, classes, inner, u_outer, u_inner,
-            CLASS_LAST=class_last, ROWS=rows, BLOCK=block, ALIGN=_alignment(classes) if class_last else 1, num_warps=warps,
+            CLASS_LAST=class_last, ROWS=rows, BLOCK=block, ALIGN=align, num_warps=warps,
         )  # fmt: skip
 
 

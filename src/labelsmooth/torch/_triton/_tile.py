@@ -86,7 +86,7 @@ def prior_of_tile(k, cells, y, valid, K, prior, PRIOR: tl.constexpr):
 def coefficients(
     k, cells, y, inside, valid, share, K, smoothing, q, weight, prior, PRIOR: tl.constexpr, INSIDE: tl.constexpr
 ):  # fmt: skip
-    """c_k = w_k ((1-ε) q_k + share·u_k), the weight only in weight mode "class"; `share` is ε over the kept mass of u."""
+    """c_k = w_k ((1-ε) q_k + share·u_k), w only in weight mode "class"; `share` is ε over the kept mass of u."""
     if q is None:
         c = tl.where(k[None, :] == y[:, None], 1.0 - smoothing, 0.0)
     else:
