@@ -163,13 +163,13 @@ def measure(shape: tuple[int, int], dtype: torch.dtype, losses: dict[str, Loss])
         own = logits.clone()  # Liger overwrites its logits
         try:
             problem = error_of(*step(loss, own, labels), logits, labels)
-        except torch.cuda.OutOfMemoryError:
-            problem = "out of memory"
+        except Exception as error:  # what others wrote may not take every shape
+            problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         if problem is not None:
             print(f"  {name:<28} no number: {problem}")
             continue
-        calls[name] = lambda loss=loss, own=own if "in place" in name else logits: step(loss, own, labels)
-        del own
+        own = own if "in place" in name else logits
+        calls[name] = lambda loss=loss, own=own: step(loss, own, labels)
         calls[name]()  # the second call of a shape compiles nothing any more
     times = device_times(calls)
     copy = np.median(times["copy"])

@@ -110,24 +110,9 @@ def rows_on_chip(
     factor = _finish(loss, row, keep, there, wrong, row_weight, divisor, upstream, losses, EXAMPLE, PARTIALS)
     if gradient is not None:
         g = gradient_of_tile(
-            e,
-            k,
-            cells,
-            y,
-            inside,
-            valid,
-            total / d,
-            factor,
-            share,
-            K,
-            smoothing,
-            q,
-            weight,
-            prior,
-            PLAIN,
-            PRIOR,
-            INSIDE,
-        )
+            e, k, cells, y, inside, valid, total / d, factor, share, K, smoothing, q, weight, prior,
+            PLAIN, PRIOR, INSIDE,
+        )  # fmt: skip
         tl.store(gradient + cells, tl.where(valid, g, 0.0), mask=there[:, None] & (k < K)[None, :])
 
 
@@ -206,23 +191,8 @@ def rows_in_blocks(
             z = tl.load(place, mask=valid, other=float("-inf"), eviction_policy="evict_first").to(tl.float32)
             e = tl.exp(z - shift[:, None])
             g = gradient_of_tile(
-                e,
-                k,
-                cells,
-                y,
-                inside,
-                valid,
-                total / d,
-                factor,
-                share,
-                K,
-                smoothing,
-                q,
-                weight,
-                prior,
-                PLAIN,
-                PRIOR,
-                INSIDE,
-            )
+                e, k, cells, y, inside, valid, total / d, factor, share, K, smoothing, q, weight, prior,
+                PLAIN, PRIOR, INSIDE,
+            )  # fmt: skip
             here = there[:, None] & (k < K)[None, :]
             tl.store(gradient + cells, tl.where(valid, g, 0.0), mask=here, eviction_policy="evict_first")
