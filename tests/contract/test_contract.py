@@ -67,7 +67,7 @@ def test_numpy(case):
     check(case, frameworks.numpy(case), ("float64", "float64"))
 
 
-@pytest.fixture(params=_paths.PATHS)
+@pytest.fixture(params=["eager", "native"])  # Triton's interpreter needs a process of its own: test_triton.py
 def path(request, monkeypatch):
     monkeypatch.setenv(_paths.VARIABLE, request.param)
 

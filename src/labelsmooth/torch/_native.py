@@ -27,9 +27,8 @@ _POOLED = 1 << 16  # bytes; smaller memory is quick to get, and page faults are 
 def described() -> str:
     """Which kernel runs here, or why none does."""
     if kernel is None:
-        return f"eager PyTorch: the CPU kernel is not there ({_missing}); reinstall where there is a C++ compiler"
-    names = kernel.kernels()
-    return f"CPU kernel, {names[0]}; eager PyTorch where a call needs it"
+        return f"eager PyTorch (there is no kernel: {_missing}; reinstall where there is a C++ compiler)"
+    return f"the kernel for {kernel.kernels()[0]}"
 
 
 def refusal(call: Call) -> str | None:
