@@ -15,8 +15,9 @@ def explained(error: ModuleNotFoundError) -> ModuleNotFoundError:
     elif name in _BACKENDS:
         others = " or ".join(f"KERAS_BACKEND={other}" for other in _BACKENDS if other != name)
         told = os.environ.get("KERAS_BACKEND") == name
-        chosen = "KERAS_BACKEND is" if told else "without KERAS_BACKEND, Keras' backend is"
-        message = f"{chosen} {name}, and {name} is not installed: pip install {name}; or set {others} before Keras is imported"
+        chosen = f"KERAS_BACKEND is {name}" if told else f"without KERAS_BACKEND, Keras' backend is {name}"
+        advice = f"pip install {name}; or set {others} before Keras is imported"
+        message = f"{chosen}, and {name} is not installed: {advice}"
     else:
         return error
     return ModuleNotFoundError(message, name=error.name)
