@@ -63,7 +63,8 @@ class _Fused(torch.autograd.Function):
 def _refuse_a_second_derivative() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "the fused cross-entropy has no second derivative (create_graph=True was asked for); LABELSMOOTH_PATH=eager has one"
+            "the fused cross-entropy has no second derivative (create_graph=True was asked for); "
+            "LABELSMOOTH_PATH=eager has one"
         )
 
 
