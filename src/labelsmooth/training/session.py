@@ -155,16 +155,16 @@ def start(
 ) -> Result:
     """Train from the beginning, in a new folder."""
     try:
-        folder.write_json("data.json", training.data.describe())
-        folder.write_json("env.json", environment(str(training.device), training.precision_reason))
-        folder.write_settings(training.settings)  # last: with it the folder is a run
+        folder.write_json("data.json", training.plan.data.describe())
+        folder.write_json("env.json", environment(str(training.engine.device), training.engine.precision_reason))
+        folder.write_settings(training.plan.settings)  # last: with it the folder is a run
     except BaseException as error:
         shutil.rmtree(folder.path, ignore_errors=True)
         if isinstance(error, OSError):
             text = f"{error.strerror or error} while writing a run folder in {folder.path.parent}; nothing was trained"
             raise TrainingError(text) from error
         raise
-    return _finish(training, folder, reporter or Reporter(), plot, training.settings.track)
+    return _finish(training, folder, reporter or Reporter(), plot, training.plan.settings.track)
 
 
 def resume(
@@ -214,13 +214,13 @@ def resume(
         planned = folder.read_settings().recipe.epochs
         if len(training.rows) > planned:
             raise _checks.error("resume", f"name a run of whole epochs, to add some; {run} ended inside one", planned)
-        if training.total_steps <= training.steps_done:
-            done = training.steps_done / training.steps_per_epoch
+        if training.plan.total_steps <= training.steps_done:
+            done = training.steps_done / training.plan.steps_per_epoch
             raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", epochs)
         folder.write_settings(settings)
         folder.reopen()
     training.best = _best(training, folder, reporter)
-    for name, now in environment(str(training.device), training.precision_reason).items():
+    for name, now in environment(str(training.engine.device), training.engine.precision_reason).items():
         if name in ("device", "precision", "processor", "threads") and now != (before := began_in.get(name)):
             reporter.note(f"{name} is {now}, and was {before} when the run began: it will not end with the same bits")
     reporter.note(f"resuming {folder.path} after {training.saved or 'nothing'}")
@@ -295,7 +295,7 @@ def _finish(
     try:
         reporter.begin(training, folder.path)
         folder.log(f"begin after {training.saved or 'nothing'}")
-        with training.global_state(), training.stop, memory.kept():
+        with training.engine.global_state(), training.stop, memory.kept():
             training.run(folder, reporter)
             result = _conclude(training, folder)
             summary = result.summary
@@ -323,7 +323,7 @@ def _draw_all(training: Training, folder: RunFolder, reporter: Reporter, plot: s
     try:
         _draw(lambda: page.finish(folder.path), folder.path / "report.html", folder, reporter)
         if plot is not None:
-            path, smoothing = Path(plot), training.recipe.smoothing
+            path, smoothing = Path(plot), training.plan.recipe.smoothing
             _draw(lambda: panels.save(plots.curves(training.rows, smoothing), path), path, folder, reporter)
     except KeyboardInterrupt:
         reporter.note(f"the run is finished, its pictures are not: labelsmooth report {folder.path} draws them")
@@ -342,10 +342,10 @@ def _draw(draw: Callable[[], object], path: Path, folder: RunFolder, reporter: R
 
 def _conclude(training: Training, folder: RunFolder) -> Result:
     """Restore the best weights, predict, evaluate on hard labels, and summarise."""
-    recipe, data = training.recipe, training.data
+    recipe, data, engine = training.plan.recipe, training.plan.data, training.engine
     tested = "best" if training.best is not None else "last"
-    checkpoints.load_weights(folder.checkpoints / f"{tested}.safetensors", training.model)
-    predictions = training.predict(data.test)
+    engine.load_weights(folder.checkpoints / f"{tested}.safetensors")
+    predictions = engine.predict(data.test)
     try:
         test = evaluate(predictions.logits, predictions.labels, data.classes)
     except ValueError as error:
@@ -354,21 +354,21 @@ def _conclude(training: Training, folder: RunFolder) -> Result:
         ) from None
     predictions.save(folder.predictions_file("test"))
     if len(data.val):
-        training.predict(data.val).save(folder.predictions_file("val"))
+        engine.predict(data.val).save(folder.predictions_file("val"))
     seen = artefacts.sample(data.clean_train, len(data.test))
-    training.predict(seen).save(folder.predictions_file("train"))
+    engine.predict(seen).save(folder.predictions_file("train"))
     artefacts.save_mistakes(data.test, test.rows, folder.predictions_file("mistakes"))
     summary = {
         "status": "finished",
         "data": data.name,
         "model": recipe.model,
-        "parameters": training.parameters,
+        "parameters": engine.parameters,
         "smoothing": recipe.smoothing,
         "method": recipe.method,
         "prior": recipe.prior,
         "noise": None if data.noise is None else data.noise.describe(),
-        "entropy_floor": training.floor,
-        "seed": training.settings.seed,
+        "entropy_floor": training.plan.floor,
+        "seed": training.plan.settings.seed,
         "epochs": len(training.rows),
         "tested_checkpoint": tested,
         "best": training.best,
