@@ -186,6 +186,8 @@ def _describe(training: Any, folder: Path) -> str:
         f"{recipe.batch_size}, seed {settings.seed}",
         f"device      {engine.device}, {engine.precision_reason}",
     ]
+    if settings.framework == "keras":
+        lines.append(f"framework   Keras {engine.versions['keras']} on {settings.keras_backend}")
     if data.noise is not None:
         lines.append(f"noise       {data.noise}")
     if settings.track is not None:

@@ -46,6 +46,8 @@ class ImageTrials:
         if first.noise is not None:
             told["noise"] = first.noise  # a file's path, made absolute
         noise = None if images.noise is None else images.noise.digest
+        if first.keras_backend is not None:
+            told["keras_backend"] = first.keras_backend  # whatever another process would choose
         recipe = asdict(first.recipe)  # which another version may understand otherwise by its name
         settings = {**told, "sha256": images.digest, "noise_sha256": noise, "resolved": recipe}
         return ImageTrials(settings, images.name, images.classes, _first=(first, images))
@@ -64,7 +66,8 @@ class ImageTrials:
         ValueError: an option that there is not, or a value out of its range.
         """
         assert self._first is not None  # as in the process that made it
-        self._first[0].recipe.changed(**arm.as_dict())
+        settings = self._first[0]
+        replace(settings, recipe=settings.recipe.changed(**arm.as_dict()))  # which looks at what the framework can do
 
     def run(self, folder: Path, arm: Arm, seed: int, reporter: Any) -> None:
         """Train in `folder`, or go on there."""

@@ -12,6 +12,7 @@ import numpy as np
 from labelsmooth._errors import TrainingError
 from labelsmooth.evaluation import Predictions
 from labelsmooth.evaluation.metrics import nll
+from labelsmooth.training import frameworks
 from labelsmooth.training.data import ImageData, Split
 from labelsmooth.training.listing import Progress
 from labelsmooth.training.plan import Plan
@@ -72,6 +73,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that it computes with, beside PyTorch."""
+        ...
+
+    @property
     def begun(self) -> tuple[int, float]:
         """The steps that are done of an epoch that is not, and the seconds that they took."""
         ...
@@ -123,6 +129,16 @@ class Engine(Protocol):
 
 
 def make_engine(plan: Plan, stop: StopRequest) -> Engine:
+    """That of the framework which the settings name.
+
+    Raises:
+        ValueError: Keras is loaded with another backend. ModuleNotFoundError: Keras or its backend is not installed.
+    """
+    if plan.settings.framework == "keras":
+        frameworks.use_keras(plan.settings.keras_backend)  # before the first import of Keras
+        from labelsmooth.keras.training import KerasEngine
+
+        return KerasEngine(plan, stop)
     from labelsmooth.training.torch_engine import TorchEngine
 
     return TorchEngine(plan, stop)

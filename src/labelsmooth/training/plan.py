@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from labelsmooth import priors
+from labelsmooth.training import models
 from labelsmooth.training.augmentation import Augmentation
 from labelsmooth.training.data import ImageData
 from labelsmooth.training.run import Settings
@@ -95,6 +96,19 @@ class Plan:
             "seconds": seconds,
             "images_per_second": seen / seconds,
         }
+
+
+def initial_model(plan: Plan) -> models.Classifier:
+    """The recipe's network behind its input's normalisation, with the weights that the seed gives."""
+    recipe, data = plan.recipe, plan.data
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed("weights"))
+        network = models.build(
+            recipe.model, image_shape=data.image_shape, num_classes=data.num_classes, dropout=recipe.dropout
+        )
+        model = models.Classifier(network, data.image_shape)
+        model.fit_to(data.train)
+    return model
 
 
 def entropy_floor(labels: np.ndarray, smoothing: float, prior: np.ndarray) -> float:

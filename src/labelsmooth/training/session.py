@@ -16,7 +16,7 @@ from labelsmooth import _checks, _files
 from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.evaluation import Evaluation, evaluate
 from labelsmooth.report import page, panels, plots
-from labelsmooth.training import artefacts, checkpoints, memory, recipes, tracking
+from labelsmooth.training import artefacts, checkpoints, frameworks, memory, recipes, tracking
 from labelsmooth.training.data import ImageData, load
 from labelsmooth.training.devices import choose_device
 from labelsmooth.training.loop import Reporter, Stopped, Training
@@ -52,6 +52,8 @@ def train(
     deterministic: bool = False,
     compile: bool | None = None,
     track: str | None = None,
+    framework: str = "torch",
+    keras_backend: str | None = None,
     out: str | Path = "runs",
     plot: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -78,6 +80,10 @@ def train(
         compile: put the network through `torch.compile`, with CUDA graphs on a GPU; None: on a GPU only.
         track: hand settings and figures to this tracker of Accelerate's too, such as ``"tensorboard"``, which writes to
             ``tracking`` in the run's folder; None: to none. One that fails does not end the training.
+        framework: ``"torch"``, or ``"keras"``: through `fit` of Keras 3, with the same data, order, augmentation and
+            initial weights. It trains the models minigooglenet and small, in float32, and takes its backend's device.
+        keras_backend: ``"tensorflow"``, ``"jax"`` or ``"torch"``; None: what KERAS_BACKEND says, else the first that is
+            installed. Keras has one backend in a process.
         out: the parent folder of runs.
         plot: also write the curves to this file (.png, .svg or .pdf).
         reporter: told of what happens; None: nobody.
@@ -88,7 +94,7 @@ def train(
 
     Raises:
         ValueError: an argument out of its range. DataError: the data cannot be used.
-        ModuleNotFoundError: a package that `track` needs is not installed.
+        ModuleNotFoundError: a package that `track`, `framework` or `keras_backend` needs is not installed.
         TrainingError: the loss became nan or inf, or the disk is full; what was done is kept.
 
     Example:
@@ -107,7 +113,7 @@ def train(
     settings, images = prepare(
         data, recipe, reporter=reporter, val_split=val_split, seed=seed, image_size=image_size,
         image_column=image_column, label_column=label_column, noise=noise, device=device, deterministic=deterministic,
-        compile=compile, track=track, **changes,
+        compile=compile, track=track, framework=framework, keras_backend=keras_backend, **changes,
     )  # fmt: skip
     training = Training(settings, images)
     return start(training, RunFolder.create(Path(out), images.name), reporter, plot)
@@ -128,6 +134,8 @@ def prepare(
     deterministic: bool = False,
     compile: bool | None = None,
     track: str | None = None,
+    framework: str = "torch",
+    keras_backend: str | None = None,
     **changes: Any,
 ) -> tuple[Settings, ImageData]:
     """Check the arguments of `train`, read the data, and choose the recipe that suits them; nothing is written."""
@@ -138,9 +146,12 @@ def prepare(
     source = str(data) if isinstance(data, Path) else data
     first = (named or recipes.CLASSIC).changed(**changes)
     settings = Settings(source, first, val_split, seed, image_size, image_column, label_column, device, deterministic,
-        compile, None if noise is None else str(noise), track,
+        compile, None if noise is None else str(noise), track, framework, keras_backend,
     )  # fmt: skip
-    choose_device(device)
+    if framework == "keras":
+        settings = replace(settings, keras_backend=frameworks.use_keras(keras_backend))
+    else:
+        choose_device(device)
     if track is not None:
         tracking.check(track)
     images = _load(settings, reporter or Reporter())
@@ -156,7 +167,7 @@ def start(
     """Train from the beginning, in a new folder."""
     try:
         folder.write_json("data.json", training.plan.data.describe())
-        folder.write_json("env.json", environment(str(training.engine.device), training.engine.precision_reason))
+        folder.write_json("env.json", _environment(training))
         folder.write_settings(training.plan.settings)  # last: with it the folder is a run
     except BaseException as error:
         shutil.rmtree(folder.path, ignore_errors=True)
@@ -165,6 +176,11 @@ def start(
             raise TrainingError(text) from error
         raise
     return _finish(training, folder, reporter or Reporter(), plot, training.plan.settings.track)
+
+
+def _environment(training: Training) -> dict[str, Any]:
+    engine = training.engine
+    return environment(str(engine.device), engine.precision_reason, engine.versions)
 
 
 def resume(
@@ -198,6 +214,8 @@ def resume(
         settings = replace(settings, recipe=settings.recipe.changed(epochs=epochs))
     elif folder.finished:
         raise _checks.error("resume", "name a run that is not finished, or come with more --epochs", str(run))
+    if settings.framework == "keras":
+        frameworks.use_keras(settings.keras_backend)
     track = _tracker(settings, reporter)
     images = _load(settings, reporter)
     known, began_in = folder.read_json("data.json"), folder.read_json("env.json")
@@ -220,7 +238,7 @@ def resume(
         folder.write_settings(settings)
         folder.reopen()
     training.best = _best(training, folder, reporter)
-    for name, now in environment(str(training.engine.device), training.engine.precision_reason).items():
+    for name, now in _environment(training).items():
         if name in ("device", "precision", "processor", "threads") and now != (before := began_in.get(name)):
             reporter.note(f"{name} is {now}, and was {before} when the run began: it will not end with the same bits")
     reporter.note(f"resuming {folder.path} after {training.saved or 'nothing'}")
@@ -361,6 +379,8 @@ def _conclude(training: Training, folder: RunFolder) -> Result:
     summary = {
         "status": "finished",
         "data": data.name,
+        "framework": training.plan.settings.framework,
+        "keras_backend": training.plan.settings.keras_backend,
         "model": recipe.model,
         "parameters": engine.parameters,
         "smoothing": recipe.smoothing,

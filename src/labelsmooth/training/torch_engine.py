@@ -19,13 +19,13 @@ from labelsmooth._errors import TrainingError
 from labelsmooth.evaluation import Predictions
 from labelsmooth.targets import smooth_labels
 from labelsmooth.torch import cross_entropy
-from labelsmooth.training import checkpoints, models, optimizers
+from labelsmooth.training import checkpoints, optimizers
 from labelsmooth.training.augmentation import Augmentation, smaller
 from labelsmooth.training.data import Split
 from labelsmooth.training.devices import choose_device, choose_precision, storage_dtype
 from labelsmooth.training.feed import Feed
 from labelsmooth.training.loop import Diverged, OutOfMemory, Reporter, Stopped
-from labelsmooth.training.plan import Plan
+from labelsmooth.training.plan import Plan, initial_model
 from labelsmooth.training.signals import StopRequest
 
 _EVAL_BATCH = 500
@@ -70,13 +70,7 @@ class TorchEngine:
         self._running: _Epoch | None = None
         self._generators: dict[str, Tensor] = {}
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.plan.seed("weights"))
-            network = models.build(
-                recipe.model, image_shape=data.image_shape, num_classes=data.num_classes, dropout=recipe.dropout
-            )
-            model = models.Classifier(network, data.image_shape)
-            model.fit_to(data.train)
+        model = initial_model(plan)
         dtype = storage_dtype(self.precision)
         self.model = model.to(self.device, dtype)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -102,6 +96,10 @@ class TorchEngine:
         """The model, compiled for batches of one size."""
         mode = "reduce-overhead" if self.on_gpu else "default"
         return torch.compile(self.model, mode=mode, dynamic=False)  # pyright: ignore[reportReturnType]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {}
 
     @property
     def parameters(self) -> int:
