@@ -230,7 +230,7 @@ def _watcher(screen: Any, bar: Bar) -> Any:
             self.name, self.epochs = name, 0
 
         def begin(self, training: Any, folder: Path) -> None:
-            self.epochs = training.epochs
+            self.epochs = training.plan.epochs
 
         def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
             bar.show(f"{self.name}  epoch {epoch + 1}/{self.epochs}", done, steps)

@@ -51,9 +51,10 @@ def MiniGoogLeNet(
     Example:
         >>> from labelsmooth.keras import MiniGoogLeNet
         >>> model = MiniGoogLeNet(10)
-        >>> sum(int(weight.shape.num_elements() if hasattr(weight.shape, "num_elements") else np.prod(weight.shape))
-        ...     for weight in model.trainable_weights)
-        1652826
+        >>> model.count_params()  # with the statistics
+        1656250
+        >>> model.output_shape
+        (None, 10)
     """
     net = _Net(num_classes, input_shape, dropout, weight_decay, least=7, momentum=0.99)
     x = net.conv(net.inputs, "body.0", 96, 3)
@@ -158,7 +159,7 @@ def _layer_name(name: str) -> str:
     return name.replace(".", "_")  # TensorFlow's scopes and Keras' files prefer it
 
 
-_MAKERS = dict(zip(KERAS_MODELS, (MiniGoogLeNet, SmallNet), strict=True))
+_MAKERS: dict[str, Any] = dict(zip(KERAS_MODELS, (MiniGoogLeNet, SmallNet), strict=True))
 
 
 def build(
@@ -200,7 +201,7 @@ def load_run(run: str | Path) -> keras.Model:
     )
     set_torch_weights(network, {name.removeprefix("network."): array for name, array in weights.items()})
     images = keras.Input(tuple(described["image_shape"]), name="pixels")
-    offset = -weights["mean"].transpose(1, 2, 0)
+    offset: Any = -weights["mean"].transpose(1, 2, 0)
     centred = layers.Rescaling(1.0, offset, dtype="float32", name="less_the_mean_image")(images)
     return keras.Model(images, network(centred), name=f"{recipe.model}_from_run")
 
@@ -248,7 +249,7 @@ def set_torch_weights(model: keras.Model, weights: Mapping[str, Any]) -> None:
 
 def to_torch(variable: Any) -> np.ndarray:
     """A weight of Keras, or the momentum of one, in PyTorch's layout."""
-    array = keras.ops.convert_to_numpy(variable)
+    array: Any = keras.ops.convert_to_numpy(variable)
     return np.ascontiguousarray(array.transpose(_TO_TORCH[array.ndim]))
 
 

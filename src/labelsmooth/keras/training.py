@@ -66,9 +66,8 @@ class KerasEngine:
         recipe, data = plan.recipe, plan.data
         self.plan, self.stop = plan, stop
         self.backend: str = keras.backend.backend()
-        self.precision_reason = (
-            f"float32 ({'as asked' if recipe.precision == 'float32' else 'which Keras computes in'})"
-        )
+        why = "as asked" if recipe.precision == "float32" else "what Keras computes in"
+        self.precision_reason = f"float32 ({why})"
         self._running: _Epoch | None = None
         # PyTorch's model: where the weights begin, the normalisation, and the checkpoints' names and layout.
         self.twin = initial_model(plan)
@@ -82,13 +81,10 @@ class KerasEngine:
         self._take_weights()
         logits = self.model.output
         # Hard labels stand beside smoothed targets: the NLL and hits are of these.
-        self.fitted = keras.Model(self.model.input, {"smoothed": logits, "hard": logits})
+        self.fitted: Any = keras.Model(self.model.input, {"smoothed": logits, "hard": logits})
         self.both = keras.Model(self.model.input, [self.model.get_layer("features").output, logits])
-        self.optimizer = keras.optimizers.SGD(
-            recipe.lr if recipe.schedule_every == "epoch" else _ByStep(plan),
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-        )
+        rate: Any = recipe.lr if recipe.schedule_every == "epoch" else _ByStep(plan)
+        self.optimizer: Any = keras.optimizers.SGD(rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
         self.optimizer.build(self.fitted.trainable_variables)
         self.targets = None
         if recipe.method == "labels":
@@ -318,7 +314,8 @@ class _Watch(keras.callbacks.Callback):
         self.running.seconds = self.before + now - self.began
         if now - self.tick >= _TICK or done == self.epoch_steps or self.stop.asked:
             self.tick = now
-            loss = float(keras.ops.convert_to_numpy((logs or {})["smoothed_loss"]))
+            mean: Any = keras.ops.convert_to_numpy((logs or {})["smoothed_loss"])  # of the steps so far
+            loss = float(mean)
             self.reporter.step(self.running.number, done, self.epoch_steps, loss)
             if self.stop.asked or not math.isfinite(loss):
                 assert self.model is not None

@@ -80,10 +80,12 @@ def use_keras(backend: str | None) -> str:
         backend = next(name for name in KERAS_BACKENDS if name == "torch" or importlib.util.find_spec(name))
     if backend not in KERAS_BACKENDS:
         raise _checks.error("KERAS_BACKEND", f"be one of {', '.join(map(repr, KERAS_BACKENDS))}", repr(backend))
-    if importlib.util.find_spec("keras") is None:
-        raise ModuleNotFoundError("framework keras needs Keras 3: pip install 'labelsmooth[keras]'", name="keras")
-    if importlib.util.find_spec(backend) is None:
-        raise ModuleNotFoundError(f"keras_backend {backend} needs {backend}: pip install {backend}", name=backend)
+    for package, needs, install in (
+        ("keras", "framework keras needs Keras 3", "'labelsmooth[keras]'"),
+        (backend, f"keras_backend {backend} needs {backend}", backend),
+    ):
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"{needs}: pip install {install}", name=package)
     os.environ["KERAS_BACKEND"] = backend
     if backend == "tensorflow":
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its notes about the processor, among our lines
