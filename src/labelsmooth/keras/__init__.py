@@ -10,7 +10,8 @@ except ModuleNotFoundError as _error:
 
     raise explained(_error) from None
 
-from labelsmooth.keras.losses import SmoothedBinaryCrossentropy, SmoothedCrossentropy
+from labelsmooth.keras.binary import SmoothedBinaryCrossentropy
+from labelsmooth.keras.losses import SmoothedCrossentropy
 from labelsmooth.keras.metrics import NLL
 from labelsmooth.keras.models import MiniGoogLeNet, SmallNet, load_run, set_torch_weights
 

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras import ops
 
 from labelsmooth import _checks
 from labelsmooth.keras import _values
+from labelsmooth.keras._arithmetic import times
+from labelsmooth.keras._values import ops
 
 _DTYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The loss of each row, 0 where it is not kept; `keep` is None where all are; `weight` is the row's class weight."""
+    """The loss of each row, 0 where it is not kept; which rows are (None: all); and their class weights, if any."""
 
     losses: Any
     keep: Any = None
@@ -37,7 +38,7 @@ class RowLoss(keras.losses.Loss):
     """
 
     def __init__(self, reduction: str | None, name: str, dtype: Any) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        super().__init__(name=name, reduction=reduction, dtype=dtype)  # pyright: ignore (None is a reduction)
         self.asked_dtype = None if dtype is None else self.dtype
         if self.asked_dtype not in (None, *_DTYPES):
             raise _checks.error("dtype", "be None, 'float32' or 'float64'", repr(self.asked_dtype))
@@ -68,7 +69,7 @@ def reduced(rows: Rows, sample_weight: Any, reduction: str | None) -> Any:
     losses = rows.losses
     weights = None if sample_weight is None else row_weights(sample_weight, losses)
     if weights is not None:
-        losses = ops.where(weights == 0, 0, losses) * weights  # a weight of 0 takes a loss of inf out, too
+        losses = times(weights, losses)  # a weight of 0 takes a loss of inf out, too
     if reduction in (None, "none"):
         return losses
     total = ops.sum(losses)

@@ -7,12 +7,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from keras.src.backend import get_keras_mask  # Keras has no public name for it
 
 from labelsmooth import _arrays, _checks
 
 Shape = tuple[int | None, ...]
+ops: Any = keras.ops  # untyped: Keras' own annotations say that most results may be None
 
 
 def at_hand(x: Any) -> np.ndarray | None:

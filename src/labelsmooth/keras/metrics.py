@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
 
 from labelsmooth.keras._rows import row_weights
+from labelsmooth.keras._values import ops
 from labelsmooth.keras.losses import SmoothedCrossentropy
 
 
@@ -52,7 +52,7 @@ class NLL(keras.metrics.Mean):
             from_logits, axis=axis, reduction=None, ignore_index=ignore_index, class_mask=class_mask
         )
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:  # pyright: ignore
         """Take in a batch; arguments as those of `SmoothedCrossentropy`."""
         rows = self.loss.rows(y_true, y_pred, hard=True)
         weights = rows.counts()
