@@ -1,10 +1,16 @@
 """Fixtures that several test files share."""
 
+import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# PyTorch loads Triton when it compiles: after TensorFlow, that ends the process with a segmentation fault.
+if importlib.util.find_spec("triton"):
+    importlib.import_module("triton")
 
 # Nothing is read from or written to the user's own cache, by the tests or by the processes that they start.
 SHARED_CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"

@@ -1,4 +1,4 @@
-"""Which framework trains, and what it can; none is imported here."""
+"""Which framework trains, and what it can; none of them is imported here."""
 
 from __future__ import annotations
 
@@ -89,4 +89,6 @@ def use_keras(backend: str | None) -> str:
     os.environ["KERAS_BACKEND"] = backend
     if backend == "tensorflow":
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its notes about the processor, among our lines
+        if "tensorflow" not in sys.modules and importlib.util.find_spec("triton"):
+            importlib.import_module("triton")  # which PyTorch loads; loaded after TensorFlow, it ends the process
     return backend
