@@ -28,6 +28,8 @@ from labelsmooth.training.torch_engine import TorchEngine
 
 BACKEND = os.environ["KERAS_BACKEND"]
 QUICK = {"epochs": 3, "batch_size": 128}
+# TensorFlow and JAX compile for seconds what PyTorch begins at once; it runs all cases in every suite.
+longer = pytest.mark.slow if BACKEND != "torch" else pytest.mark.usefixtures()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def close(one, other, tolerance):
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("loss", {}),
+        pytest.param("loss", {}, marks=longer),
         ("labels", {"weight_decay": 0.3}),  # so much that it is seen after one step
         ("loss", {"prior": "class_frequency", "nesterov": True, "smoothing": 0.3}),
     ],
@@ -118,6 +120,7 @@ def test_a_batch_is_normalised_ordered_and_augmented_as_with_pytorch(colour):
     np.testing.assert_allclose(labels["smoothed"], 0.9 * np.eye(3)[hard] + 0.1 / 3, rtol=1e-6)
 
 
+@longer
 def test_the_digits_recipe_takes_the_same_way_as_pytorch():
     """Many steps, at a rate that stays (which enters the momentum otherwise), with nesterov and weight decay."""
     data = load("digits")
@@ -129,6 +132,7 @@ def test_the_digits_recipe_takes_the_same_way_as_pytorch():
     assert second["train_nll"] == pytest.approx(first["train_nll"], rel=1e-4)
 
 
+@longer
 def test_the_rate_follows_the_schedule(colour):
     """A step's length, without momentum, is the rate."""
     for every, rates in (("epoch", [0.1, 0.1, 0.05]), ("step", [0.1, 0.075, 0.05])):
@@ -239,6 +243,7 @@ class StopAt(Reporter):
             self.stop.asked = True
 
 
+@longer
 @pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     from labelsmooth.keras import training
@@ -262,6 +267,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch)
     assert longer.summary["epochs"] == 4
 
 
+@longer
 @pytest.mark.usefixtures("undrawn")
 def test_what_goes_wrong_is_told(tmp_path, monkeypatch):
     options = {"framework": "keras", "keras_backend": BACKEND, **QUICK}
@@ -299,7 +305,7 @@ def test_what_goes_wrong_is_told(tmp_path, monkeypatch):
         resume(tmp_path / "val/digits-001", epochs=4)
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="once is enough")
+@pytest.mark.skipif(BACKEND != "torch", reason="once is enough")
 def test_a_comparison_trains_with_keras(tmp_path, capfd, monkeypatch):
     from labelsmooth.report import page
 
@@ -312,6 +318,6 @@ def test_a_comparison_trains_with_keras(tmp_path, capfd, monkeypatch):
     assert json.loads(capfd.readouterr().out)["partial"] is False
     configs = list(tmp_path.glob("digits-compare-001/runs/*/config.yaml"))
     assert len(configs) == 4
-    assert all("keras_backend: jax\n" in path.read_text() for path in configs)
+    assert all("keras_backend: torch\n" in path.read_text() for path in configs)
     assert main([*command, "--vary", "model=small,fast"]) == 2
     assert "model must be minigooglenet or small with framework keras; got 'fast'" in capfd.readouterr().err
