@@ -83,10 +83,10 @@ def test_an_interruption_while_the_test_set_is_predicted(tmp_path, monkeypatch):
     whole = train("digits", recipe=TINY, out=tmp_path / "whole")
     original = TorchEngine.predict
 
-    def predict(training, split):
-        if split is training.data.test:
+    def predict(engine, split):
+        if split is engine.plan.data.test:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(training, split)
+        return original(engine, split)
 
     with monkeypatch.context() as patched:
         patched.setattr(TorchEngine, "predict", predict)
