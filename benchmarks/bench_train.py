@@ -10,14 +10,16 @@ import numpy as np
 from benchmarks._machine import header, spread
 from labelsmooth.training import CLASSIC, Reporter, memory
 from labelsmooth.training.data import ImageData, Split
-from labelsmooth.training.loop import Training
+from labelsmooth.training.plan import Plan
 from labelsmooth.training.run import Settings
+from labelsmooth.training.signals import StopRequest
+from labelsmooth.training.torch_engine import TorchEngine
 
 ROUNDS, STEPS = 5, 20
 CLASSES = tuple("0123456789")
 
 
-def ours(precision: str) -> Training:
+def ours(precision: str) -> TorchEngine:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64 * STEPS, 32, 32, 3), np.uint8)
     rows = np.arange(len(images))
@@ -25,7 +27,8 @@ def ours(precision: str) -> Training:
     sizes = np.full((len(images), 2), 32)
     data = ImageData("random", "random", "", CLASSES, split, split.take(rows[:0]), split, (), ("train",), sizes)
     recipe = CLASSIC.changed(precision=precision)
-    training = Training(Settings("random", recipe, 0.0, 0, None, None, None, "cpu", False), data)
+    plan = Plan(Settings("random", recipe, 0.0, 0, None, None, None, "cpu", False), data)
+    training = TorchEngine(plan, StopRequest())
     assert training.parameters == 1_652_826
     training.train_epoch(0, Reporter())
     return training

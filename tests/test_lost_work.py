@@ -21,8 +21,8 @@ from labelsmooth import _files
 from labelsmooth._errors import Interrupted, TrainingError
 from labelsmooth.report import page
 from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, resume, train
-from labelsmooth.training.loop import Training
 from labelsmooth.training.run import RunFolder
+from labelsmooth.training.torch_engine import TorchEngine
 from tests.test_training import table
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -47,7 +47,7 @@ class At:
     """Sends this process a signal after so many steps of a training."""
 
     def __init__(self, monkeypatch, number, steps):
-        self.left, original = steps, Training._step
+        self.left, original = steps, TorchEngine._step
 
         def step(training, *args):
             original(training, *args)
@@ -55,7 +55,7 @@ class At:
             if self.left == 0:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(Training, "_step", step)
+        monkeypatch.setattr(TorchEngine, "_step", step)
 
 
 FAST_TINY = FAST.changed(model="small", epochs=3, batch_size=128, lr=0.05)
@@ -81,15 +81,15 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(recipe, number, steps, tmp_pat
 
 def test_an_interruption_while_the_test_set_is_predicted(tmp_path, monkeypatch):
     whole = train("digits", recipe=TINY, out=tmp_path / "whole")
-    original = Training.predict
+    original = TorchEngine.predict
 
-    def predict(training, split):
-        if split is training.data.test:
+    def predict(engine, split):
+        if split is engine.plan.data.test:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(training, split)
+        return original(engine, split)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Training, "predict", predict)
+        patched.setattr(TorchEngine, "predict", predict)
         with pytest.raises(Interrupted, match="interrupted after 3 epochs"):
             train("digits", recipe=TINY, out=tmp_path / "cut")
     assert same(resume(tmp_path / "cut/digits-001").folder, whole.folder)
@@ -217,7 +217,7 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
-    original = Training._step
+    original = TorchEngine._step
 
     def step(training, *args):
         original(training, *args)
@@ -225,7 +225,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("went on")
 
-    monkeypatch.setattr(Training, "_step", step)
+    monkeypatch.setattr(TorchEngine, "_step", step)
     with pytest.raises(Interrupted, match="interrupted after nothing"):
         train("digits", recipe=TINY, out=tmp_path)
 
@@ -321,32 +321,32 @@ def test_200_runs_killed_at_random_moments_end_bitwise_equal(tmp_path):
 
 
 def test_out_of_memory_says_which_batch_fits(tmp_path, monkeypatch):
-    original = Training.gradients
+    original = TorchEngine.gradients
 
-    def gradients(training, rows, *args):
+    def gradients(engine, rows, *args):
         if len(rows) > 20:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(training, rows, *args)
+        return original(engine, rows, *args)
 
-    monkeypatch.setattr(Training, "gradients", gradients)
+    monkeypatch.setattr(TorchEngine, "gradients", gradients)
     with pytest.raises(TrainingError, match=r"too small for a batch of 128; 16 would fit: --batch-size 16"):
         train("digits", recipe=TINY, out=tmp_path)
-    monkeypatch.setattr(Training, "gradients", original)
-    predict = Training.predict
+    monkeypatch.setattr(TorchEngine, "gradients", original)
+    predict = TorchEngine._predict
 
-    def too_small(training, split):
-        if split is training.data.val:
+    def too_small(engine, split):
+        if split is engine.plan.data.val:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return predict(training, split)
+        return predict(engine, split)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Training, "predict", too_small)
+        patched.setattr(TorchEngine, "_predict", too_small)
         with pytest.raises(
             TrainingError, match=r"too small to predict 500 images at once; .*; saved after 0 epochs and 10"
         ):
             train("digits", recipe=TINY, out=tmp_path / "val")
     assert resume(tmp_path / "val/digits-001").summary["epochs"] == 3
-    monkeypatch.setattr(Training, "gradients", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    monkeypatch.setattr(TorchEngine, "gradients", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(TrainingError, match=r"too small for a single image; try --image-size"):
         train("digits", recipe=TINY, out=tmp_path)
 
@@ -354,11 +354,11 @@ def test_out_of_memory_says_which_batch_fits(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, monkeypatch):
     class Break(Reporter):
         def begin(self, training, folder):
-            self.training = training
+            self.model = training.engine.model
 
         def epoch(self, row, best):
             with torch.no_grad():
-                self.training.model.network.head.weight.fill_(float("nan"))
+                self.model.network.head.weight.fill_(float("nan"))
 
     with pytest.raises(TrainingError, match=r"the loss became nan in epoch 2, step 1, at learning rate 0.00666667; the checkpoint after 1 epoch is kept"):  # fmt: skip
         train("digits", recipe=TINY, out=tmp_path, reporter=Break())
@@ -367,24 +367,24 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, monkeypat
 
 
 def test_validation_that_is_not_finite_is_never_the_best(tmp_path, monkeypatch):
-    original, calls = Training.train_epoch, []
+    original, calls = TorchEngine.train_epoch, []
 
-    def train_epoch(training, epoch, reporter):
-        row = original(training, epoch, reporter)
+    def train_epoch(engine, epoch, reporter):
+        row = original(engine, epoch, reporter)
         calls.append(epoch)
         if len(calls) == 2:
             with torch.no_grad():
-                training.model.network.head.weight.fill_(float("nan"))
+                engine.model.network.head.weight.fill_(float("nan"))
         return row
 
     with monkeypatch.context() as patched:
-        patched.setattr(Training, "train_epoch", train_epoch)
+        patched.setattr(TorchEngine, "train_epoch", train_epoch)
         with pytest.raises(TrainingError, match=r"validation gives logits of nan after epoch 2, at learning rate 0.00666667; the checkpoint after 1 epoch is kept; try a lower --lr"):  # fmt: skip
             train("digits", recipe=TINY, out=tmp_path)
     whole = train("digits", recipe=TINY, out=tmp_path / "whole")
     assert same(resume(tmp_path / "digits-001").folder, whole.folder)
     calls.clear()
-    monkeypatch.setattr(Training, "train_epoch", train_epoch)
+    monkeypatch.setattr(TorchEngine, "train_epoch", train_epoch)
     with pytest.raises(TrainingError, match=r"the last checkpoint cannot be tested \(logits must be finite .* got nan"):
         train("digits", recipe=TINY, epochs=2, val_split=0, out=tmp_path)
 

@@ -16,9 +16,11 @@ from labelsmooth._errors import DataError, Interrupted
 from labelsmooth.cli import main
 from labelsmooth.training import DIGITS, Reporter, load, resume, train
 from labelsmooth.training.listing import Progress
-from labelsmooth.training.loop import Training, entropy_floor
+from labelsmooth.training.plan import Plan, entropy_floor
 from labelsmooth.training.run import RunFolder, Settings
+from labelsmooth.training.signals import StopRequest
 from labelsmooth.training.survey import survey
+from labelsmooth.training.torch_engine import TorchEngine
 from tests.test_data import pictures, png
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -417,7 +419,8 @@ def training(labels, **changes):
 
     data = load("digits")
     data = replace(data, train=replace(data.train, labels=labels(data.train.labels)))
-    return Training(Settings("digits", DIGITS.changed(**changes), 0.1, 0, None, None, None, "cpu", False), data)
+    settings = Settings("digits", DIGITS.changed(**changes), 0.1, 0, None, None, None, "cpu", False)
+    return TorchEngine(Plan(settings, data), StopRequest())
 
 
 @pytest.mark.parametrize("method", ["loss", "labels"])
@@ -427,11 +430,11 @@ def test_the_loss_is_the_reference_with_the_prior_of_the_training_labels(method)
     run = training(
         lambda y: np.where(y < 4, 0, np.where(y == 9, 8, y)), method=method, prior="class_frequency", smoothing=0.3
     )
-    labels = run.data.train.labels
+    labels = run.plan.data.train.labels
     u = np.bincount(labels, minlength=10) / len(labels)
     assert u[9] == 0 < u[0] != u[8]
-    np.testing.assert_allclose(run.prior, u, rtol=1e-12)
-    assert np.array_equal(run.prior, priors.class_frequency(labels, 10))
+    np.testing.assert_allclose(run.plan.prior, u, rtol=1e-12)
+    assert np.array_equal(run.plan.prior, priors.class_frequency(labels, 10))
     logits = torch.randn(64, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss = run.loss(logits, torch.arange(64))
     reference = losses.cross_entropy(logits.detach().numpy(), labels[:64], label_smoothing=0.3, prior=u)
@@ -447,16 +450,16 @@ def test_the_loss_is_the_reference_with_the_prior_of_the_training_labels(method)
 )
 def test_the_floor_is_the_entropy_of_the_smoothed_labels(prior, smoothing):
     run = training(lambda y: np.where(y < 6, 1, y), prior=prior, smoothing=smoothing)
-    labels = run.data.train.labels
+    labels = run.plan.data.train.labels
     u = np.bincount(labels, minlength=10) / len(labels) if prior == "class_frequency" else np.full(10, 0.1)
     q = (1 - smoothing) * np.eye(10)[labels] + smoothing * u
     entropy = -(q * np.log(np.where(q > 0, q, 1))).sum(1).mean()
-    assert run.floor == pytest.approx(entropy, rel=1e-12, abs=1e-15)
-    assert entropy_floor(labels, smoothing, u) == run.floor >= 0
+    assert run.plan.floor == pytest.approx(entropy, rel=1e-12, abs=1e-15)
+    assert entropy_floor(labels, smoothing, u) == run.plan.floor >= 0
     best = np.log(np.where(q > 0, q, 1e-300))  # no logits have a lower loss
     if smoothing:
         assert losses.cross_entropy(best, labels, label_smoothing=smoothing, prior=u) == pytest.approx(
-            run.floor, rel=1e-9
+            run.plan.floor, rel=1e-9
         )
 
 
@@ -465,7 +468,7 @@ def test_the_prior_comes_from_the_noisy_labels_and_is_written_down(tmp_path):
 
     class Look(Reporter):
         def begin(self, training, folder):
-            priors_seen.append((training.prior, training.data.train.labels, training.floor))
+            priors_seen.append((training.plan.prior, training.plan.data.train.labels, training.plan.floor))
 
     result = train("digits", noise="asymmetric:0.3", prior="class_frequency", out=tmp_path, reporter=Look(), **QUICK)
     (u, labels, floor), = priors_seen  # fmt: skip

@@ -36,10 +36,10 @@ def test_templates_are_the_last_layers_rows(run):
 
 def test_templates_do_not_change_with_the_model():
     training = Training(Settings("digits", QUICK, 0.1, 0, None, None, None, "cpu", False), load("digits"))
-    before = training.model.network.head.weight.detach().numpy().copy()
-    predictions = training.predict(training.data.val)
+    before = training.engine.model.network.head.weight.detach().numpy().copy()
+    predictions = training.engine.predict(training.plan.data.val)
     with torch.no_grad():
-        training.model.network.head.weight.zero_()
+        training.engine.model.network.head.weight.zero_()
     assert np.array_equal(predictions.templates, before)
 
 
@@ -55,8 +55,8 @@ def test_training_predictions_are_of_images_as_they_are_with_clean_labels(run):
     assert np.abs(counts - share).max() < 1
     training = Training(Settings("digits", QUICK, 0.1, 0, None, None, None, "cpu", False), data)
     weights = load_file(result.folder / "checkpoints/best.safetensors")
-    training.model.load_state_dict(weights)
-    plain = training.predict(data.train.take(where))
+    training.engine.model.load_state_dict(weights)
+    plain = training.engine.predict(data.train.take(where))
     np.testing.assert_allclose(predictions.logits, plain.logits, atol=1e-5)
 
 

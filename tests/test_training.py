@@ -21,8 +21,10 @@ from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.evaluation import evaluate, load_predictions
 from labelsmooth.schedules import PolynomialDecay
 from labelsmooth.training import CLASSIC, DIGITS, FAST, Predictor, Recipe, Reporter, load, memory, resume, train
-from labelsmooth.training.loop import Training
+from labelsmooth.training.plan import Plan
 from labelsmooth.training.run import RunFolder, Settings
+from labelsmooth.training.signals import StopRequest
+from labelsmooth.training.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -36,7 +38,8 @@ def table(folder):
 
 def training(recipe=DIGITS, data=None, seed=0, **changes):
     data = data or load("digits", seed=seed)
-    return Training(Settings("digits", recipe.changed(**changes), 0.1, seed, None, None, None, "cpu", False), data)
+    settings = Settings("digits", recipe.changed(**changes), 0.1, seed, None, None, None, "cpu", False)
+    return TorchEngine(Plan(settings, data), StopRequest())
 
 
 class Steps(Reporter):
@@ -77,7 +80,7 @@ def test_both_methods_give_the_same_losses(recipe):
     assert first == pytest.approx(second, abs=1e-6)
     watched = {method: Steps(run) for method, run in runs.items()}
     for run in runs.values():
-        run.total_steps = 20
+        run.plan.total_steps = 20
         run.train_epoch(0, Reporter())
     assert len(watched["loss"].losses) == 20
     np.testing.assert_allclose(watched["labels"].losses, watched["loss"].losses, rtol=0, atol=1e-6)
@@ -86,10 +89,10 @@ def test_both_methods_give_the_same_losses(recipe):
 def test_the_loss_is_the_reference():
     run = training(smoothing=0.3)
     logits, rows = torch.randn(64, 10), torch.arange(64)
-    reference = losses.cross_entropy(logits.numpy(), run.data.train.labels[:64], label_smoothing=0.3)
+    reference = losses.cross_entropy(logits.numpy(), run.plan.data.train.labels[:64], label_smoothing=0.3)
     assert float(run.loss(logits, rows)) == pytest.approx(reference, rel=1e-6)
     labelled = training(smoothing=0.3, method="labels")
-    smoothed = smooth_labels(run.data.train.labels, 0.3, num_classes=10)
+    smoothed = smooth_labels(run.plan.data.train.labels, 0.3, num_classes=10)
     assert np.array_equal(labelled.targets[labelled.labels].numpy(), smoothed)
     assert float(labelled.loss(logits, rows)) == pytest.approx(reference, rel=1e-6)
 
@@ -106,7 +109,7 @@ def test_arms_of_one_seed_share_split_weights_order_and_augmentation():
     for arm in arms:
         batches = []
         arm.model.register_forward_pre_hook(lambda module, args, batches=batches: batches.append(args[0].clone()))
-        arm.total_steps = 3
+        arm.plan.total_steps = 3
         arm.train_epoch(0, Reporter())
         seen.append(batches)
     for one, other in zip(*seen, strict=True):
@@ -124,9 +127,9 @@ def test_sgd_steps_as_written_down():
         gradients.append({n: p.grad.clone() for n, p in run.model.named_parameters()}),
         step(),
     )
-    run.total_steps = 2
+    run.plan.total_steps = 2
     run.train_epoch(0, Reporter())
-    rates = [run.schedule(0), run.schedule(1 / run.steps_per_epoch)]
+    rates = [run.plan.schedule(0), run.plan.schedule(1 / run.plan.steps_per_epoch)]
     velocity = {name: torch.zeros_like(w) for name, w in weights.items()}
     for rate, gradient in zip(rates, gradients, strict=True):
         for name, w in weights.items():

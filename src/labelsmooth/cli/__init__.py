@@ -17,7 +17,8 @@ from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth._text import printable_lines
 
 _EXTRA = "pip install 'labelsmooth[train]'"
-_EXTRAS = {"accelerate": "track", "tensorboard": "track", "distributed": "dask"}
+_EXTRAS = {"accelerate": "track", "tensorboard": "track", "distributed": "dask", "keras": "keras"}
+_PACKAGES = ("tensorflow", "jax")  # that Keras computes with; one of them, as its user likes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +63,7 @@ def _run(tokens: list[str], debug: bool) -> int:
     except ModuleNotFoundError as error:
         name = (error.name or str(error)).partition(".")[0]
         extra = f"pip install 'labelsmooth[{_EXTRAS[name]}]'" if name in _EXTRAS else _EXTRA
+        extra = f"pip install {name}" if name in _PACKAGES else extra
         return _fail(f"this command needs {name}: {extra}", 6, debug)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

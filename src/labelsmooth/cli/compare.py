@@ -38,6 +38,8 @@ def compare(
     label_column: str | None = None,
     val_split: float | None = None,
     device: str | None = None,
+    framework: str | None = None,
+    keras_backend: Literal["tensorflow", "jax", "torch"] | None = None,
     jobs: WholeNumber = 1,
     backend: Literal["loky", "dask"] = "loky",
     scheduler: str | None = None,
@@ -68,6 +70,8 @@ def compare(
         label_column: as for train.
         val_split: as for train, but above 0: the factor is chosen on validation.
         device: as for train.
+        framework: as for train.
+        keras_backend: as for train; the same in every process.
         jobs: trainings at once.
         backend: loky: processes on this machine. dask: a cluster.
         scheduler: the address of a Dask scheduler whose workers see the same files; one is started here if not given.
@@ -86,7 +90,7 @@ def compare(
     fixed: dict[str, Any] = {
         "recipe": recipe, "model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "noise": noise,
         "image_size": image_size, "image_column": image_column, "label_column": label_column, "val_split": val_split,
-        "device": device,
+        "device": device, "framework": framework, "keras_backend": keras_backend,
     }  # fmt: skip
     fixed = {name: value for name, value in fixed.items() if value is not None}
     varied = _varied(vary or [])
@@ -210,7 +214,7 @@ def _watcher(screen: Any, bar: Bar) -> Any:
             self.name, self.epochs = name, 0
 
         def begin(self, training: Any, folder: Path) -> None:
-            self.epochs = training.epochs
+            self.epochs = training.plan.epochs
 
         def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
             bar.show(f"{self.name}  epoch {epoch + 1}/{self.epochs}", done, steps)

@@ -147,13 +147,13 @@ def make_reporter(out: Console, bar: Bar) -> Any:
 
     class Printer(Reporter):
         def __init__(self) -> None:
-            self.training: Any = None
+            self.epochs = 0
 
         def data_progress(self) -> Progress:
             return data_progress(out, bar)
 
         def begin(self, training: Any, folder: Path) -> None:
-            self.training = training
+            self.epochs = training.plan.epochs
             out.print(_describe(training, folder), markup=False)
 
         def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
@@ -161,7 +161,7 @@ def make_reporter(out: Console, bar: Bar) -> Any:
 
         def epoch(self, row: dict[str, Any], best: bool) -> None:
             bar.close()
-            out.print(_epoch_line(row, best, self.training.epochs), markup=False)
+            out.print(_epoch_line(row, best, self.epochs), markup=False)
 
         def note(self, text: str) -> None:
             bar.close()
@@ -174,35 +174,38 @@ def _describe(training: Any, folder: Path) -> str:
     """What is trained, on what, and what smoothing does to the first label."""
     from labelsmooth.targets import smooth_labels
 
-    data, recipe, settings = training.data, training.recipe, training.settings
+    plan, engine = training.plan, training.engine
+    data, recipe, settings = plan.data, plan.recipe, plan.settings
     height, width, channels = data.image_shape
     first = int(data.train.labels[0])
     lines = [
         f"data        {data.name}: {data.num_classes} classes, images {height}x{width}x{channels}; "
         f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test",
-        f"model       {recipe.model}, {training.parameters:,} trainable parameters",
-        f"training    recipe {recipe.name}: {recipe.epochs:g} epochs of {training.steps_per_epoch} steps of "
+        f"model       {recipe.model}, {engine.parameters:,} trainable parameters",
+        f"training    recipe {recipe.name}: {recipe.epochs:g} epochs of {plan.steps_per_epoch} steps of "
         f"{recipe.batch_size}, seed {settings.seed}",
-        f"device      {training.device}, {training.precision_reason}",
+        f"device      {engine.device}, {engine.precision_reason}",
     ]
+    if settings.framework == "keras":
+        lines.append(f"framework   Keras {engine.versions['keras']} on {settings.keras_backend}")
     if data.noise is not None:
         lines.append(f"noise       {data.noise}")
     if settings.track is not None:
         lines.append(f"tracking    {settings.track}")
     if recipe.smoothing:
-        target = smooth_labels(first, recipe.smoothing, num_classes=data.num_classes, prior=training.prior)
+        target = smooth_labels(first, recipe.smoothing, num_classes=data.num_classes, prior=plan.prior)
         how = "the targets are smoothed" if recipe.method == "labels" else "the loss smooths"
         if recipe.prior == "uniform":
             meaning = f"true class {target[first]:.4g}, others {target[first - 1]:.4g}"
         else:
-            meaning = f"prior {recipe.prior}, from {training.prior.min():.4g} to {training.prior.max():.4g}"
+            meaning = f"prior {recipe.prior}, from {plan.prior.min():.4g} to {plan.prior.max():.4g}"
         lines.append(f"smoothing   {recipe.smoothing:g}, method {recipe.method} ({how}): {meaning}")
         if data.num_classes <= 20:
             before = " ".join("1" if k == first else "0" for k in range(data.num_classes))
             after = " ".join(f"{share:.4g}" for share in target)
             lines += [f"            first label, {data.classes[first]}: before {before}", f"            after  {after}"]
         lines.append(
-            f"            the smoothed loss cannot go below its floor {training.floor:.4f}; validation and test "
+            f"            the smoothed loss cannot go below its floor {plan.floor:.4f}; validation and test "
             "are on hard labels"
         )
     else:

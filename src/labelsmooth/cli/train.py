@@ -38,6 +38,8 @@ def train(
     deterministic: bool | None = None,
     compile: bool | None = None,
     track: str | None = None,
+    framework: str | None = None,
+    keras_backend: Literal["tensorflow", "jax", "torch"] | None = None,
     config: Path | None = None,
     out: Path | None = None,
     resume: Path | None = None,
@@ -75,6 +77,10 @@ def train(
         compile: put the network through torch.compile; on a GPU, with CUDA graphs, that is the default.
         track: also hand the run to this tracker: tensorboard (which writes to RUN/tracking), wandb, mlflow or another
             that Accelerate knows; pip install 'labelsmooth[track]'.
+        framework: torch (the default), or keras: through Keras' fit, with the models minigooglenet and small; pip
+            install 'labelsmooth[keras]'.
+        keras_backend: what Keras computes with; if not given, what KERAS_BACKEND says, else the first of tensorflow,
+            jax and torch that is installed.
         config: a YAML file with any of these options; what the command line says goes before it.
         out: the parent folder of runs; runs if not given.
         resume: a run's folder; go on with it where it stopped.
@@ -85,7 +91,8 @@ def train(
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "weight_decay": weight_decay,
         "dropout": dropout, "image_size": image_size, "image_column": image_column, "label_column": label_column,
         "noise": noise, "val_split": val_split, "seed": seed, "device": device, "precision": precision,
-        "deterministic": deterministic, "compile": compile, "track": track, "out": out,
+        "deterministic": deterministic, "compile": compile, "track": track, "framework": framework,
+        "keras_backend": keras_backend, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     from labelsmooth import training

@@ -13,5 +13,14 @@ except ModuleNotFoundError as _error:
 from labelsmooth.keras.binary import SmoothedBinaryCrossentropy
 from labelsmooth.keras.losses import SmoothedCrossentropy
 from labelsmooth.keras.metrics import NLL
+from labelsmooth.keras.models import MiniGoogLeNet, SmallNet, load_run, set_torch_weights
 
-__all__ = ["NLL", "SmoothedBinaryCrossentropy", "SmoothedCrossentropy"]
+__all__ = [
+    "NLL",
+    "MiniGoogLeNet",
+    "SmallNet",
+    "SmoothedBinaryCrossentropy",
+    "SmoothedCrossentropy",
+    "load_run",
+    "set_torch_weights",
+]

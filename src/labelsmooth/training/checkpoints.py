@@ -14,6 +14,7 @@ from torch import Tensor
 
 from labelsmooth import _files
 from labelsmooth._errors import DataError
+from labelsmooth.training.run import RunFolder
 
 # Before the names of the optimiser's tensors, and of those of the running epoch; a weight's name has no slash.
 _OPTIMISER = "optimizer/"
@@ -29,23 +30,23 @@ def save_weights(path: Path, model: torch.nn.Module, state: dict[str, Any]) -> N
 def save_training(
     folder: Path,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: dict[str, Tensor],
     state: dict[str, Any],
     running: dict[str, Tensor],
 ) -> None:
-    """`last.safetensors`, with the optimiser's state and the tensors of the running epoch, if one was begun.
+    """`last.safetensors`; the one before becomes `previous.safetensors`.
 
-    The one before becomes `previous.safetensors`.
+    Args:
+        folder: where.
+        model: its weights are saved.
+        optimizer: its state, by PARAMETER/NAME.
+        state: saved as JSON.
+        running: of the running epoch, if one was begun.
     """
-    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = _tensors(model)
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{_OPTIMISER}{names[parameter]}/{key}"] = value.detach().cpu().contiguous()
-    tensors |= {_RUNNING + name: value.detach().cpu().contiguous() for name, value in running.items()}
-    last = folder / "last.safetensors"
-    with _files.replacing(last, keep=folder / "previous.safetensors") as temporary:
+    for prefix, others in ((_OPTIMISER, optimizer), (_RUNNING, running)):
+        tensors |= {prefix + name: value.detach().cpu().contiguous() for name, value in others.items()}
+    with _files.replacing(folder / "last.safetensors", keep=folder / "previous.safetensors") as temporary:
         temporary.write_bytes(_serialised(tensors, state))
 
 
@@ -72,28 +73,45 @@ def load_state(path: Path) -> dict[str, Any]:
     return _read(path)[1]
 
 
-def load_training(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Put weights and optimiser state of a checkpoint into `model` and `optimizer`.
+def load_training(path: Path, model: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Put the weights of a checkpoint into `model`.
 
     Returns:
-        The state that was saved with them, and the tensors of the epoch that was running.
+        The state that was saved with them, that of the optimiser, and the tensors of the epoch that was running.
 
     Raises:
         DataError: as `load_weights`.
     """
     tensors, state = _read(path)
     _put_weights(path, model, tensors)
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        if name.startswith(_OPTIMISER):
-            parameter, _, key = name.removeprefix(_OPTIMISER).rpartition("/")
-            value = parameters[parameter]
-            target = torch.empty_like(value) if tensor.shape == value.shape else torch.empty_like(tensor)
-            optimizer.state[value][key] = target.copy_(tensor)
-    running = {key.removeprefix(_RUNNING): tensor for key, tensor in tensors.items() if key.startswith(_RUNNING)}
-    return state, running
+    optimizer, running = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in (_OPTIMISER, _RUNNING)
+    )
+    return state, optimizer, running
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, by their names in `labelsmooth.training.models.Classifier`.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    return {name: tensor for name, tensor in _read(path)[0].items() if "/" not in name}
+
+
+def chosen(folder: RunFolder) -> Path:
+    """The checkpoint that a run is to be used by: the best one, else the last.
+
+    Raises:
+        DataError: there is none yet.
+    """
+    for name in ("best", "last"):
+        path = folder.checkpoints / f"{name}.safetensors"
+        if path.is_file():
+            return path
+    run = folder.path
+    raise DataError(f"{run} has no checkpoint yet; finish it with labelsmooth train --resume {run}")
 
 
 def _put_weights(path: Path, model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -31,6 +31,27 @@ def make(model: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
 
 
+def state_tensors(model: Classifier, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state for a checkpoint, by PARAMETER/NAME."""
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def put_state(model: Classifier, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The state that a checkpoint holds, in the memory format of the parameters."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        value = parameters[parameter]
+        target = torch.empty_like(value) if tensor.shape == value.shape else torch.empty_like(tensor)
+        optimizer.state[value][key] = target.copy_(tensor)
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for convolutions that a batch norm follows, and Adam for everything else.
 

@@ -45,10 +45,7 @@ class Predictor:
             recipe.model, image_shape=(height, width, channels), num_classes=len(self.classes), dropout=recipe.dropout
         )
         self.model = models.Classifier(network, (height, width, channels))
-        found = [name for name in ("best", "last") if (folder.checkpoints / f"{name}.safetensors").is_file()]
-        if not found:
-            raise DataError(f"{run} has no checkpoint yet; finish it with labelsmooth train --resume {run}")
-        checkpoints.load_weights(folder.checkpoints / f"{found[0]}.safetensors", self.model)
+        checkpoints.load_weights(checkpoints.chosen(folder), self.model)
         self.model.to(self.device, storage_dtype(self.precision)).eval()
 
     def probabilities(self, files: Iterable[str | Path]) -> Iterator[tuple[str | Path, np.ndarray | DataError]]:

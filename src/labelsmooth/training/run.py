@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ import yaml
 
 from labelsmooth import __version__, _checks, _files
 from labelsmooth._errors import DataError
-from labelsmooth.training import noise
+from labelsmooth.training import frameworks, noise
 from labelsmooth.training.recipes import Recipe
 
 COLUMNS = (
@@ -44,6 +45,8 @@ class Settings:
     compile: bool | None = None
     noise: str | None = None
     track: str | None = None
+    framework: str = "torch"
+    keras_backend: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):
@@ -65,6 +68,7 @@ class Settings:
             raise _checks.error("compile", "be true or false", repr(self.compile))
         if not isinstance(self.deterministic, bool):
             raise _checks.error("deterministic", "be true or false", repr(self.deterministic))
+        frameworks.check(self)
 
     def flat(self) -> dict[str, Any]:
         """A flat mapping of option names to values; the recipe's name stands under `recipe`."""
@@ -212,8 +216,8 @@ def number(value: Any) -> Any:
     return float(value) if exponent else value
 
 
-def environment(device: str, precision: str) -> dict[str, Any]:
-    """What `env.json` holds: versions, hardware, and what was chosen for it."""
+def environment(device: str, precision: str, versions_of: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What `env.json` holds: versions (with `versions_of` other libraries), hardware, and what was chosen for it."""
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
@@ -227,7 +231,7 @@ def environment(device: str, precision: str) -> dict[str, Any]:
     return {
         "labelsmooth": __version__,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions | dict(versions_of or {}),
         "platform": platform.platform(),
         "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
         "cores": os.cpu_count(),

@@ -16,7 +16,7 @@ from labelsmooth import _checks, _files
 from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.evaluation import Evaluation, evaluate
 from labelsmooth.report import page, panels, plots
-from labelsmooth.training import artefacts, checkpoints, memory, recipes, tracking
+from labelsmooth.training import artefacts, checkpoints, frameworks, memory, recipes, tracking
 from labelsmooth.training.data import ImageData, load
 from labelsmooth.training.devices import choose_device
 from labelsmooth.training.loop import Reporter, Stopped, Training
@@ -52,6 +52,8 @@ def train(
     deterministic: bool = False,
     compile: bool | None = None,
     track: str | None = None,
+    framework: str = "torch",
+    keras_backend: str | None = None,
     out: str | Path = "runs",
     plot: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -78,6 +80,10 @@ def train(
         compile: put the network through `torch.compile`, with CUDA graphs on a GPU; None: on a GPU only.
         track: hand settings and figures to this tracker of Accelerate's too, such as ``"tensorboard"``, which writes to
             ``tracking`` in the run's folder; None: to none. One that fails does not end the training.
+        framework: ``"torch"``, or ``"keras"``: through `fit` of Keras 3, with the same data, order, augmentation and
+            initial weights. It trains the models minigooglenet and small, in float32, and takes its backend's device.
+        keras_backend: ``"tensorflow"``, ``"jax"`` or ``"torch"``; None: what KERAS_BACKEND says, else the first that is
+            installed. Keras has one backend in a process.
         out: the parent folder of runs.
         plot: also write the curves to this file (.png, .svg or .pdf).
         reporter: told of what happens; None: nobody.
@@ -88,7 +94,7 @@ def train(
 
     Raises:
         ValueError: an argument out of its range. DataError: the data cannot be used.
-        ModuleNotFoundError: a package that `track` needs is not installed.
+        ModuleNotFoundError: a package that `track`, `framework` or `keras_backend` needs is not installed.
         TrainingError: the loss became nan or inf, or the disk is full; what was done is kept.
 
     Example:
@@ -107,7 +113,7 @@ def train(
     settings, images = prepare(
         data, recipe, reporter=reporter, val_split=val_split, seed=seed, image_size=image_size,
         image_column=image_column, label_column=label_column, noise=noise, device=device, deterministic=deterministic,
-        compile=compile, track=track, **changes,
+        compile=compile, track=track, framework=framework, keras_backend=keras_backend, **changes,
     )  # fmt: skip
     training = Training(settings, images)
     return start(training, RunFolder.create(Path(out), images.name), reporter, plot)
@@ -128,6 +134,8 @@ def prepare(
     deterministic: bool = False,
     compile: bool | None = None,
     track: str | None = None,
+    framework: str = "torch",
+    keras_backend: str | None = None,
     **changes: Any,
 ) -> tuple[Settings, ImageData]:
     """Check the arguments of `train`, read the data, and choose the recipe that suits them; nothing is written."""
@@ -138,9 +146,12 @@ def prepare(
     source = str(data) if isinstance(data, Path) else data
     first = (named or recipes.CLASSIC).changed(**changes)
     settings = Settings(source, first, val_split, seed, image_size, image_column, label_column, device, deterministic,
-        compile, None if noise is None else str(noise), track,
+        compile, None if noise is None else str(noise), track, framework, keras_backend,
     )  # fmt: skip
-    choose_device(device)
+    if framework == "keras":
+        settings = replace(settings, keras_backend=frameworks.use_keras(keras_backend))
+    else:
+        choose_device(device)
     if track is not None:
         tracking.check(track)
     images = _load(settings, reporter or Reporter())
@@ -155,16 +166,21 @@ def start(
 ) -> Result:
     """Train from the beginning, in a new folder."""
     try:
-        folder.write_json("data.json", training.data.describe())
-        folder.write_json("env.json", environment(str(training.device), training.precision_reason))
-        folder.write_settings(training.settings)  # last: with it the folder is a run
+        folder.write_json("data.json", training.plan.data.describe())
+        folder.write_json("env.json", _environment(training))
+        folder.write_settings(training.plan.settings)  # last: with it the folder is a run
     except BaseException as error:
         shutil.rmtree(folder.path, ignore_errors=True)
         if isinstance(error, OSError):
             text = f"{error.strerror or error} while writing a run folder in {folder.path.parent}; nothing was trained"
             raise TrainingError(text) from error
         raise
-    return _finish(training, folder, reporter or Reporter(), plot, training.settings.track)
+    return _finish(training, folder, reporter or Reporter(), plot, training.plan.settings.track)
+
+
+def _environment(training: Training) -> dict[str, Any]:
+    engine = training.engine
+    return environment(str(engine.device), engine.precision_reason, engine.versions)
 
 
 def resume(
@@ -198,6 +214,8 @@ def resume(
         settings = replace(settings, recipe=settings.recipe.changed(epochs=epochs))
     elif folder.finished:
         raise _checks.error("resume", "name a run that is not finished, or come with more --epochs", str(run))
+    if settings.framework == "keras":
+        frameworks.use_keras(settings.keras_backend)
     track = _tracker(settings, reporter)
     images = _load(settings, reporter)
     known, began_in = folder.read_json("data.json"), folder.read_json("env.json")
@@ -214,13 +232,13 @@ def resume(
         planned = folder.read_settings().recipe.epochs
         if len(training.rows) > planned:
             raise _checks.error("resume", f"name a run of whole epochs, to add some; {run} ended inside one", planned)
-        if training.total_steps <= training.steps_done:
-            done = training.steps_done / training.steps_per_epoch
+        if training.plan.total_steps <= training.steps_done:
+            done = training.steps_done / training.plan.steps_per_epoch
             raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", epochs)
         folder.write_settings(settings)
         folder.reopen()
     training.best = _best(training, folder, reporter)
-    for name, now in environment(str(training.device), training.precision_reason).items():
+    for name, now in _environment(training).items():
         if name in ("device", "precision", "processor", "threads") and now != (before := began_in.get(name)):
             reporter.note(f"{name} is {now}, and was {before} when the run began: it will not end with the same bits")
     reporter.note(f"resuming {folder.path} after {training.saved or 'nothing'}")
@@ -295,7 +313,7 @@ def _finish(
     try:
         reporter.begin(training, folder.path)
         folder.log(f"begin after {training.saved or 'nothing'}")
-        with training.global_state(), training.stop, memory.kept():
+        with training.engine.global_state(), training.stop, memory.kept():
             training.run(folder, reporter)
             result = _conclude(training, folder)
             summary = result.summary
@@ -323,7 +341,7 @@ def _draw_all(training: Training, folder: RunFolder, reporter: Reporter, plot: s
     try:
         _draw(lambda: page.finish(folder.path), folder.path / "report.html", folder, reporter)
         if plot is not None:
-            path, smoothing = Path(plot), training.recipe.smoothing
+            path, smoothing = Path(plot), training.plan.recipe.smoothing
             _draw(lambda: panels.save(plots.curves(training.rows, smoothing), path), path, folder, reporter)
     except KeyboardInterrupt:
         reporter.note(f"the run is finished, its pictures are not: labelsmooth report {folder.path} draws them")
@@ -342,10 +360,10 @@ def _draw(draw: Callable[[], object], path: Path, folder: RunFolder, reporter: R
 
 def _conclude(training: Training, folder: RunFolder) -> Result:
     """Restore the best weights, predict, evaluate on hard labels, and summarise."""
-    recipe, data = training.recipe, training.data
+    recipe, data, engine = training.plan.recipe, training.plan.data, training.engine
     tested = "best" if training.best is not None else "last"
-    checkpoints.load_weights(folder.checkpoints / f"{tested}.safetensors", training.model)
-    predictions = training.predict(data.test)
+    engine.load_weights(folder.checkpoints / f"{tested}.safetensors")
+    predictions = engine.predict(data.test)
     try:
         test = evaluate(predictions.logits, predictions.labels, data.classes)
     except ValueError as error:
@@ -354,21 +372,23 @@ def _conclude(training: Training, folder: RunFolder) -> Result:
         ) from None
     predictions.save(folder.predictions_file("test"))
     if len(data.val):
-        training.predict(data.val).save(folder.predictions_file("val"))
+        engine.predict(data.val).save(folder.predictions_file("val"))
     seen = artefacts.sample(data.clean_train, len(data.test))
-    training.predict(seen).save(folder.predictions_file("train"))
+    engine.predict(seen).save(folder.predictions_file("train"))
     artefacts.save_mistakes(data.test, test.rows, folder.predictions_file("mistakes"))
     summary = {
         "status": "finished",
         "data": data.name,
+        "framework": training.plan.settings.framework,
+        "keras_backend": training.plan.settings.keras_backend,
         "model": recipe.model,
-        "parameters": training.parameters,
+        "parameters": engine.parameters,
         "smoothing": recipe.smoothing,
         "method": recipe.method,
         "prior": recipe.prior,
         "noise": None if data.noise is None else data.noise.describe(),
-        "entropy_floor": training.floor,
-        "seed": training.settings.seed,
+        "entropy_floor": training.plan.floor,
+        "seed": training.plan.settings.seed,
         "epochs": len(training.rows),
         "tested_checkpoint": tested,
         "best": training.best,

@@ -48,7 +48,7 @@ class Tracked(Reporter):
 
     def begin(self, training: Training, folder: Path) -> None:
         self.reporter.begin(training, folder)
-        self._guarded(self._start, {**training.settings.flat(), "run": folder.name}, folder / "tracking")
+        self._guarded(self._start, {**training.plan.settings.flat(), "run": folder.name}, folder / "tracking")
 
     def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
         self.reporter.step(epoch, done, steps, loss)

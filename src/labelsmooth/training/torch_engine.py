@@ -1,0 +1,343 @@
+"""Training with PyTorch: a short loop over batches that are made on the device."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelsmooth._errors import TrainingError
+from labelsmooth.evaluation import Predictions
+from labelsmooth.targets import smooth_labels
+from labelsmooth.torch import cross_entropy
+from labelsmooth.training import checkpoints, optimizers
+from labelsmooth.training.augmentation import Augmentation, smaller
+from labelsmooth.training.data import Split
+from labelsmooth.training.devices import choose_device, choose_precision, storage_dtype
+from labelsmooth.training.feed import Feed
+from labelsmooth.training.loop import Diverged, OutOfMemory, Reporter, Stopped
+from labelsmooth.training.plan import Plan, initial_model
+from labelsmooth.training.signals import StopRequest
+
+_EVAL_BATCH = 500
+_TICK = 0.5  # seconds between looks at the running loss
+_TIMED_STEPS = 3
+_TIMED_IMAGES = 500
+
+
+@dataclass
+class _Epoch:
+    """How far the running epoch is.
+
+    Attributes:
+        number: which it is, from 0.
+        losses: of its steps, those to come 0.
+        sums: of the NLL and of hits over the examples seen, float64 ``[2]``.
+        steps: how many are done.
+        seconds: how long they took.
+    """
+
+    number: int
+    losses: Tensor
+    sums: Tensor
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class TorchEngine:
+    """A PyTorch model and its optimiser: see `labelsmooth.training.loop.Engine`.
+
+    Attributes:
+        plan: what to do.
+        stop: when asked to, it stops between two steps.
+        model: the classifier.
+    """
+
+    def __init__(self, plan: Plan, stop: StopRequest) -> None:
+        recipe, data = plan.recipe, plan.data
+        self.plan, self.stop, self.recipe = plan, stop, recipe
+        self.device = choose_device(plan.settings.device)
+        self.precision, self.precision_reason = choose_precision(recipe.precision, self.device)
+        self._running: _Epoch | None = None
+        self._generators: dict[str, Tensor] = {}
+
+        model = initial_model(plan)
+        dtype = storage_dtype(self.precision)
+        self.model = model.to(self.device, dtype)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network = (
+            self._compiled() if plan.settings.compile or (plan.settings.compile is None and self.on_gpu) else self.model
+        )
+        self.optimizer = optimizers.make(self.model, recipe)
+        self.feed = Feed(data.train, self.device)
+        self.labels = torch.from_numpy(data.train.labels).to(self.device)
+        u = None if recipe.prior == "uniform" else torch.from_numpy(plan.prior)  # None: the loss builds no u
+        self._loss_prior = None if u is None else u.to(self.device, dtype)
+        self.targets = None
+        if recipe.method == "labels":
+            classes = torch.arange(data.num_classes)
+            smoothed = smooth_labels(classes, recipe.smoothing, num_classes=data.num_classes, prior=u, dtype=dtype)
+            self.targets = smoothed.to(self.device)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _compiled(self) -> torch.nn.Module:
+        """The model, compiled for batches of one size."""
+        mode = "reduce-overhead" if self.on_gpu else "default"
+        return torch.compile(self.model, mode=mode, dynamic=False)  # pyright: ignore[reportReturnType]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    @contextmanager
+    def global_state(self) -> Iterator[None]:
+        """Leave PyTorch's global generator and switches as they were."""
+        devices = [self.device] if self.on_gpu else []
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        with torch.random.fork_rng(devices=devices):
+            try:
+                if self.plan.settings.deterministic:
+                    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which PyTorch asks for
+                    torch.use_deterministic_algorithms(True)
+                with self._as_far_as_it_compiles():
+                    yield
+            finally:
+                torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+    def _as_far_as_it_compiles(self) -> AbstractContextManager[None]:
+        """What PyTorch cannot compile here runs as it is, with PyTorch's warning."""
+        if self.network is self.model:
+            return nullcontext()
+        import torch._dynamo
+
+        return torch._dynamo.config.patch(suppress_errors=True)  # pyright: ignore[reportReturnType]
+
+    def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """The smoothed loss of a batch, by the recipe's method."""
+        if self.targets is not None:
+            return cross_entropy(logits, self.targets[self.labels[rows]], validate=False)
+        return cross_entropy(
+            logits, self.labels[rows], label_smoothing=self.recipe.smoothing, prior=self._loss_prior, validate=False
+        )
+
+    @property
+    def begun(self) -> tuple[int, float]:
+        """The steps that are done of an epoch that is not, and the seconds that they took."""
+        return (0, 0.0) if self._running is None else (self._running.steps, self._running.seconds)
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """`last.safetensors`: all that a bitwise continuation needs, in the middle of an epoch too."""
+        tensors = {}
+        if self._running is not None:
+            state = {**state, "running": {"steps": self._running.steps, "seconds": self._running.seconds}}
+            tensors = {"losses": self._running.losses, "sums": self._running.sums, "rng": torch.get_rng_state()}
+            if self.on_gpu:
+                tensors["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        optimizer = optimizers.state_tensors(self.model, self.optimizer)
+        checkpoints.save_training(folder, self.model, optimizer, state, tensors)
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Go to where a checkpoint was made; returns the state that was saved with it.
+
+        Raises:
+            DataError: it is missing or damaged, or belongs to another model.
+        """
+        state, optimizer, tensors = checkpoints.load_training(path, self.model)
+        optimizers.put_state(self.model, self.optimizer, optimizer)
+        if "running" in state:
+            losses, sums = (tensors[name].to(self.device) for name in ("losses", "sums"))
+            self._running = _Epoch(len(state["rows"]), losses, sums, **state["running"])
+            self._generators = {name: tensors[name] for name in ("rng", "cuda_rng") if name in tensors}
+        return state
+
+    def save_weights(self, path: Path, state: dict[str, Any]) -> None:
+        checkpoints.save_weights(path, self.model, state)
+
+    def load_weights(self, path: Path) -> None:
+        checkpoints.load_weights(path, self.model)
+
+    def train_epoch(self, epoch: int, reporter: Reporter) -> dict[str, Any]:
+        """One epoch, whole or the last fraction of one; returns its line of `metrics.csv`, validation left out."""
+        recipe = self.recipe
+        steps = self.plan.steps(epoch)
+        order = self.plan.order(epoch).to(self.feed.rows_on)
+        augment = self.plan.augmentation(epoch, self.device)
+        running = self._begin(epoch, steps)
+        self.model.train()
+        began = tick = time.perf_counter()
+        before, checked, lr = running.seconds, running.steps, 0.0
+        for step in range(running.steps, steps):
+            lr = self._set_rates(epoch, step)
+            rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            fits = True
+            try:
+                self._step(rows, augment, running, (epoch * self.plan.steps_per_epoch + step) / self.plan.total_steps)
+            except torch.OutOfMemoryError:
+                fits = False  # looked into below, where the error does not hold the step's tensors any more
+            if not fits:
+                raise TrainingError(self._fitting_batch(augment))
+            now = time.perf_counter()
+            running.seconds = before + now - began
+            if now - tick >= _TICK or step == steps - 1 or self.stop.asked:
+                tick, checked = now, self._check_losses(running.losses, checked, step + 1, epoch, lr)
+                reporter.step(epoch, step + 1, steps, float(running.losses[step]))
+            if self.stop.asked:
+                raise Stopped
+        loss = float(running.losses.double().mean())
+        total, hits = (float(value) for value in running.sums)
+        return self.plan.row(epoch, loss=loss, nll=total, hits=hits, seconds=running.seconds)
+
+    def end_epoch(self) -> None:
+        self._running = None
+
+    def _begin(self, epoch: int, steps: int) -> _Epoch:
+        """The epoch that is to run, or to run on after an interruption in its middle."""
+        if self._running is None or self._running.number != epoch:
+            torch.manual_seed(self.plan.seed("dropout", epoch))
+            losses = torch.zeros(steps, dtype=self.model.dtype, device=self.device)
+            self._running = _Epoch(epoch, losses, torch.zeros(2, dtype=torch.float64, device=self.device))
+        elif self._generators:
+            torch.manual_seed(self.plan.seed("dropout", epoch, self._running.steps))  # on a device that was not there
+            torch.set_rng_state(self._generators["rng"])
+            if "cuda_rng" in self._generators and self.on_gpu:
+                torch.cuda.set_rng_state(self._generators["cuda_rng"], self.device)
+            self._generators = {}
+        missing = steps - len(self._running.losses)  # a last fraction of an epoch may have become a whole one
+        self._running.losses = F.pad(self._running.losses, (0, missing))
+        return self._running
+
+    def _set_rates(self, epoch: int, step: int) -> float:
+        """Set the learning rates of a step, and return the recipe's."""
+        lr = self.plan.learning_rate(epoch, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        return lr
+
+    def _step(self, rows: Tensor, augment: Augmentation, running: _Epoch, share: float) -> None:
+        """One batch; nothing in it waits for a GPU."""
+        logits, loss, rows = self.gradients(rows, augment, share, self.network)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            running.losses[running.steps] = loss
+            running.sums[0] += F.cross_entropy(logits.to(running.losses.dtype), self.labels[rows], reduction="sum")
+            running.sums[1] += (logits.argmax(1) == self.labels[rows]).sum()
+        running.steps += 1
+
+    def gradients(
+        self, rows: Tensor, augment: Augmentation, share: float, network: torch.nn.Module
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits and the loss of a batch, its gradients left in the parameters; and `rows` on the device."""
+        pixels, rows = self.feed.batch(rows), rows.to(self.device, non_blocking=True)
+        x = augment(self.model.normalise(pixels), rows)
+        if share < self.recipe.small_share:
+            x = smaller(x, self.recipe.small_scale)
+        with self.model.autocast(self.precision):
+            logits = network(x)
+        loss = self.loss(logits, rows)
+        loss.backward()
+        return logits, loss, rows
+
+    def _fitting_batch(self, augment: Augmentation) -> str:
+        """What to say when the device's memory is too small: the largest halved batch that a step fits with."""
+        size = self.recipe.batch_size
+        while size > 1:
+            size //= 2
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.on_gpu:
+                torch.cuda.empty_cache()
+            try:
+                self.gradients(torch.arange(size, device=self.feed.rows_on), augment, 1.0, self.model)
+            except torch.OutOfMemoryError:
+                continue
+            return (
+                f"the memory of {self.device} is too small for a batch of {self.recipe.batch_size}; "
+                f"{size} would fit: --batch-size {size}"
+            )
+        return f"the memory of {self.device} is too small for a single image; try --image-size or another --model"
+
+    def _check_losses(self, losses: Tensor, first: int, last: int, epoch: int, lr: float) -> int:
+        """Stop at a loss that is nan or inf; returns how many are checked."""
+        wrong = ~losses[first:last].isfinite()
+        if bool(wrong.any()):
+            step = first + int(wrong.int().argmax())
+            raise Diverged(
+                f"the loss became {float(losses[step])} in epoch {epoch + 1}, step {step + 1}, at learning rate {lr:g}"
+            )
+        return last
+
+    def predict(self, split: Split) -> Predictions:
+        """Logits and features of a split, in evaluation mode and without augmentation.
+
+        Raises:
+            Stopped: asked to stop. OutOfMemory: the device's memory is too small.
+        """
+        try:
+            return self._predict(split)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"the memory of {self.device} is too small to predict {_EVAL_BATCH} images at once; try --image-size"
+            ) from error
+
+    @torch.inference_mode()
+    def _predict(self, split: Split) -> Predictions:
+        self.model.eval()
+        feed, logits, features = Feed(split, self.device), [], []
+        for rows in torch.arange(len(split), device=feed.rows_on).split(_EVAL_BATCH):
+            if self.stop.asked:
+                raise Stopped
+            with self.model.autocast(self.precision):
+                f, z = self.model.features_and_logits(self.model.normalise(feed.batch(rows)))
+            features.append(f.float().cpu().numpy())
+            logits.append(z.float().cpu().numpy())
+        return Predictions(
+            logits=np.concatenate(logits),
+            labels=split.labels,
+            features=np.concatenate(features),
+            index=split.index,
+            classes=self.plan.data.classes,
+            templates=self.model.network.head.weight.float().cpu().numpy().copy(),
+        )
+
+    def estimate(self) -> float:
+        """The seconds of the whole training, from a few steps and some predictions; the weights change."""
+        recipe, data = self.recipe, self.plan.data
+        order, augment = torch.arange(len(data.train)), self.plan.augmentation(0, self.device)
+        self.model.train()
+        total = 0.0
+        for share, part in ((0.0, recipe.small_share), (1.0, 1 - recipe.small_share)):
+            if part == 0:
+                continue
+            began = 0.0
+            for step in range(_TIMED_STEPS + 1):
+                if step == 1:  # the first prepares
+                    if self.on_gpu:
+                        torch.cuda.synchronize(self.device)
+                    began = time.perf_counter()
+                self.gradients(order[: recipe.batch_size].to(self.feed.rows_on), augment, share, self.network)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+            if self.on_gpu:
+                torch.cuda.synchronize(self.device)
+            total += (time.perf_counter() - began) / _TIMED_STEPS * self.plan.total_steps * part
+        held_out = data.test.take(order[: min(_TIMED_IMAGES, len(data.test))].numpy())
+        began = time.perf_counter()
+        self.predict(held_out)
+        each = (time.perf_counter() - began) / len(held_out)
+        return total + each * (len(data.val) * self.plan.epochs + 2 * len(data.test))
