@@ -101,7 +101,9 @@ def test_an_ece_stands_beside_its_bins_and_its_expectation(copied, capsys):
     (note,) = [note for note in stats["notes"] if note.startswith("Calibration: ")]
     assert "(ECE, 15 bins, and under perfect calibration: ε = 0 after temperature scaling " in note
     base = stats["arms"][0]
-    assert f"scaling {base['metrics']['ece_scaled']['mean']:.4f}, {base['expected_ece_scaled']:.4f}; ε = 0.1 as " in note
+    assert (
+        f"scaling {base['metrics']['ece_scaled']['mean']:.4f}, {base['expected_ece_scaled']:.4f}; ε = 0.1 as " in note
+    )
     expected = []
     for seed in (0, 1):
         with np.load(copied / "runs" / f"smoothing-0.1-{seed}" / "predictions" / "test.npz") as file:

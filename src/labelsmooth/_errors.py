@@ -10,7 +10,7 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; `saved` says what in `folder` is kept, or nothing; `command`, of labelsmooth, goes on there."""
+    """Ctrl-C or SIGTERM; `saved` says what in `folder` is kept, or nothing; labelsmooth's `command` goes on there."""
 
     def __init__(self, folder: str, saved: str, command: str = "train --resume") -> None:
         super().__init__(f"interrupted after {saved or 'nothing'}; the run is in {folder}")

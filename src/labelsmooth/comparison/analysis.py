@@ -309,7 +309,8 @@ def _notes(analysis: Analysis, trials: Trials, margins: Mapping[str, float], add
     notes.append(
         f"Calibration: {told} (ECE, {BINS} bins, and under perfect calibration: {analysis.baseline.label} after "
         f"temperature scaling {of_base.metrics['ece_scaled'][0]:.4f}, {of_base.expected_ece_scaled:.4f}; {arm.label} "
-        f"as it is {of_arm.metrics['ece'][0]:.4f}, {of_arm.expected_ece:.4f}; difference {_signed(alone.estimate, '')}, "
+        f"as it is {of_arm.metrics['ece'][0]:.4f}, {of_arm.expected_ece:.4f}; "
+        f"difference {_signed(alone.estimate, '')}, "
         f"{100 * verdict.level:.3g} % interval {verdict.low:+.4f} to {verdict.high:+.4f})."
     )
     at_end = sum(each.val_accuracy == 1 for each in trials.values())

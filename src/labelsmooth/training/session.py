@@ -299,7 +299,8 @@ def _finish(
     except (KeyboardInterrupt, Stopped):
         if summary is not None:
             folder.log("interrupted while its report was drawn")
-            saved = f"the finished run, test accuracy {summary['test']['accuracy']:.4f}, without its report and pictures"
+            accuracy = summary["test"]["accuracy"]
+            saved = f"the finished run, test accuracy {accuracy:.4f}, without its report and pictures"
             raise Interrupted(str(folder.path), saved, "report") from None
         folder.log(f"interrupted; saved after {training.saved or 'nothing'}")
         raise Interrupted(str(folder.path), training.saved) from None
