@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from labelsmooth import _files
 from labelsmooth._errors import Interrupted, TrainingError
 from labelsmooth.report import page
-from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, resume, train
+from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, artefacts, resume, train
 from labelsmooth.training.loop import Training
 from labelsmooth.training.run import RunFolder
 from tests.test_training import table
@@ -124,19 +124,36 @@ def test_figures_of_earlier_weights_go_when_a_run_goes_on(tmp_path, monkeypatch)
     assert {"best.safetensors", "last.safetensors", "config.yaml", "metrics.csv"} <= left
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_while_the_pictures_are_drawn_leaves_a_finished_run(times, tmp_path, monkeypatch):
-    def drawn(folder):
-        for _ in range(times):
-            os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["drawing", "before"])
+def test_an_interruption_while_the_report_is_drawn_says_what_is_missing(moment, number, tmp_path, monkeypatch, capsys):
+    from labelsmooth.cli import main
 
-    monkeypatch.setattr("labelsmooth.report.page.finish", drawn)
-    result = train("digits", recipe=DIGITS, epochs=1, out=tmp_path, reporter=(reporter := Notes()))
-    assert result.interrupted
-    assert result.summary["status"] == "finished"
-    told = f"the run is finished, its pictures are not: labelsmooth report {result.folder} draws them"
-    assert reporter.notes == [told] * (times - 1)
-    assert "interrupted" not in (result.folder / "log.txt").read_text()
+    save, drawn = artefacts.save_mistakes, []
+
+    def stop(*given):
+        os.kill(os.getpid(), number)
+        save(*given) if moment == "before" else pytest.fail("went on")
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        if moment == "before":  # when the predictions are saved
+            patched.setattr(artefacts, "save_mistakes", stop)
+            patched.setattr(page, "finish", drawn.append)
+        else:
+            patched.setattr(page, "finish", stop)
+        assert main(["train", "--epochs", "0.5"]) == 130
+    captured, folder = capsys.readouterr(), RunFolder(tmp_path / "runs/digits-001")
+    accuracy = json.loads((folder.path / "summary.json").read_text())["test"]["accuracy"]
+    assert captured.err == (
+        f"labelsmooth: interrupted; saved: the finished run, test accuracy {accuracy:.4f}, without its report and "
+        "pictures. Go on with:\n  labelsmooth report runs/digits-001\n"
+    )
+    assert "report    " not in captured.out
+    assert (drawn, folder.finished) == ([], False)
+    assert (folder.path / "log.txt").read_text().endswith("interrupted while its report was drawn\n")
+    assert main(["report", "runs/digits-001"]) == 0
+    assert folder.finished
 
 
 def test_more_epochs_in_the_middle_of_a_fraction(tmp_path, monkeypatch):

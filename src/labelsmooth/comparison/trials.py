@@ -302,7 +302,8 @@ def _backend(jobs: int, backend: str, scheduler: str | None) -> Any:
         from distributed import Client, LocalCluster
 
         with ExitStack() as stack:
-            stack.enter_context(_environment_kept(dask.config.get("distributed.nanny.pre-spawn-environ")))
+            of_workers = (*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED")
+            stack.enter_context(_environment_kept(of_workers))
             if scheduler is None:
                 address: Any = stack.enter_context(LocalCluster(
                     n_workers=jobs, threads_per_worker=1, host="127.0.0.1",
