@@ -4,29 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from labelsmooth.cli import main
 from labelsmooth.report import page
+from tests.processes import command, undrawn, wait_for
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 QUICK = ["--epochs", "1", "--smoothing", "0", "0.1"]
-
-# The command in a process of its own, undrawn as here.
-UNDRAWN = """
-import sys
-from labelsmooth.cli import main
-from labelsmooth.report import page
-page.finish = lambda folder: (folder / "report.html").write_text("undrawn")
-sys.exit(main(sys.argv[1:]))
-"""
-COMMAND = [sys.executable, "-c", UNDRAWN, "compare"]
 
 
 def run(capsys, *arguments):
@@ -40,27 +28,15 @@ def folder(tmp_path_factory):
     """A comparison with its own report; its trials are undrawn."""
     out, draw = tmp_path_factory.mktemp("comparison"), page.finish
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(page, "finish", lambda path: draw(path) if path.parent == out else _undrawn(path))
+        patched.setattr(page, "finish", lambda path: (draw if path.parent == out else undrawn)(path))
         assert main(["compare", *QUICK, "--seeds", "2", "--out", str(out)]) == 0
     return out / "digits-compare-001"
-
-
-def _undrawn(path):
-    (path / "report.html").write_text("undrawn")
 
 
 @pytest.fixture
 def copied(folder, tmp_path):
     """`folder`, to be gone on with."""
     return shutil.copytree(folder, tmp_path / "copy" / folder.name)
-
-
-def wait_for(folder, pattern, process):
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(pattern)):
-        assert process.poll() is None, "it ended before there was anything"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_the_same_seed_is_the_same_training_but_for_the_arm(folder):
@@ -201,14 +177,12 @@ def test_numbers_in_any_spelling_and_schedules_with_commas():
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path, capsys, monkeypatch):
-    begun = subprocess.Popen(
-        [*COMMAND, *QUICK, "--seeds", "30", "--out", "runs"], cwd=tmp_path, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
+    begun = command(tmp_path, "compare", *QUICK, "--seeds", "30")
     wait_for(tmp_path, "runs/*/runs/*/trial.json", begun)
-    begun.send_signal(signal.SIGINT)
-    _, err = begun.communicate(timeout=60)
-    assert begun.returncode == 130
+    os.kill(begun.pid, signal.SIGINT)
+    begun.join(60)
+    assert begun.exitcode == 130
+    err = (tmp_path / "err").read_text()
     assert "of 60 trials. Go on with:\n  labelsmooth compare --resume runs/digits-compare-001" in err
     assert "Traceback" not in err
     monkeypatch.chdir(tmp_path)
@@ -229,10 +203,10 @@ def test_killed_in_a_trial_and_gone_on_with_from_elsewhere(tmp_path, capsys, mon
     np.savez(here / "my digits.npz", images=images, labels=labels)
     (here / "others.txt").write_text("\n".join(str((label + 1) % 10) for label in labels))
     arguments = ["my digits.npz", "--noise", "others.txt", "--epochs", "8", "-s", "0", "0.1", "--seeds", "2"]
-    begun = subprocess.Popen([*COMMAND, *arguments, "--out", "my runs"], cwd=here, stdout=subprocess.DEVNULL)
+    begun = command(here, "compare", *arguments, "--out", "my runs")
     wait_for(here, "my runs/*/runs/*/checkpoints/last.safetensors", begun)
     begun.kill()
-    begun.wait(timeout=60)
+    begun.join(60)
     folder = here / "my runs" / "my-digits-compare-001"
     monkeypatch.chdir(there)
     code, out, err = run(capsys, "--resume", os.path.relpath(folder, there), "--json")

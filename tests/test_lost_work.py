@@ -1,13 +1,11 @@
 """Nothing is lost: runs that are interrupted or killed anywhere end with the bits of one that was not."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,12 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from labelsmooth import _files
 from labelsmooth._errors import Interrupted, TrainingError
 from labelsmooth.report import page
 from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, artefacts, resume, train
 from labelsmooth.training.loop import Training
 from labelsmooth.training.run import RunFolder
+from tests.processes import command, start, wait_for
 from tests.test_training import table
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -248,37 +246,27 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
 
 
 def test_the_command_on_sigterm(tmp_path):
-    command = [sys.executable, "-m", "labelsmooth", "train", "--epochs", "500", "--out", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        for line in running.stdout:
-            if line.startswith("epoch"):
-                running.terminate()
-                break
-        _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert f"labelsmooth train --resume {tmp_path / 'digits-001'}" in errors
+    running = command(tmp_path, "train", "--epochs", "500")
+    wait_for(tmp_path, "runs/digits-001/checkpoints/last.safetensors", running)
+    running.terminate()
+    running.join(60)
+    assert running.exitcode == 130
+    errors = (tmp_path / "err").read_text()
+    assert "labelsmooth train --resume runs/digits-001" in errors
     assert "Traceback" not in errors
-    state = load_file(tmp_path / "digits-001/checkpoints/last.safetensors")
+    assert "epoch   1/500" in (tmp_path / "out").read_text()
+    state = load_file(tmp_path / "runs/digits-001/checkpoints/last.safetensors")
     assert "running/rng" in state
 
 
 # Kills at any moment.
 
 
-def _undrawn(folder):
-    """What tests/conftest.py has, for processes of their own."""
-    _files.write_text(folder / "report.html", "undrawn")
-
-
 def _whole(folder):
-    torch.set_num_threads(1)
-    page.finish = _undrawn
     train("digits", recipe=TINY, out=folder)
 
 
 def _again(folder):
-    torch.set_num_threads(1)
-    page.finish = _undrawn
     runs = sorted(folder.iterdir()) if folder.is_dir() else []
     if runs and RunFolder(runs[-1]).finished:
         return
@@ -289,14 +277,6 @@ def _again(folder):
 
 
 def kill_and_resume(tmp_path, times, seed):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["labelsmooth.training.session", "sklearn.datasets", "sklearn.model_selection"])
-
-    def start(target, *args):
-        process = context.Process(target=target, args=args)
-        process.start()
-        return process
-
     start(_whole, tmp_path / "warm").join()
     began = time.perf_counter()
     first = start(_whole, tmp_path / "whole")
