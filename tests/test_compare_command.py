@@ -108,7 +108,9 @@ def test_more_seeds_by_resuming(copied, capsys):
     ("arguments", "message"),
     [
         (["--smoothing", "0"], "smoothing must name a factor above 0"),
+        (["--smoothing"], "smoothing must name a factor above 0, to compare with 0; got none"),
         (["--smoothing", "1"], "smoothing must be a number in [0, 1)"),
+        (["--seeds", "1.5"], "Invalid value for --seeds: it must be a whole number; got 1.5"),
         (["--seeds", "0"], "seeds must be a whole number of at least 1"),
         (["--val-split", "0"], "val_split must be above 0"),
         (["--vary", "dropout"], "vary must be NAME=VALUE"),
@@ -139,6 +141,19 @@ def test_mistakes_are_told_before_anything_is_trained(tmp_path, capsys, argument
 def test_wrong_data_and_wrong_folders(tmp_path, capsys, folder):
     assert run(capsys, tmp_path / "nothing", "--out", tmp_path)[0] == 3
     assert run(capsys, "--resume", tmp_path)[0] == 3
+    trial = folder / "runs" / "smoothing-0-0"
+    for words_of, path, words in (
+        (
+            "compare --resume",
+            trial,
+            "is no comparison: it has no manifest.json, and is a run's: labelsmooth train --resume",
+        ),
+        ("train --resume", folder, "is a comparison's folder: labelsmooth compare --resume goes on with it"),
+        ("evaluate", folder, f"is a comparison; give one of its runs, such as {trial}"),
+        ("evaluate", trial / "config.yaml", "is no readable .npz file (it is another kind of file)"),
+    ):
+        assert main([*words_of.split(), str(path)]) == 3
+        assert words in capsys.readouterr().err
     code, _, err = run(capsys, "--resume", folder, "--smoothing", "0.3")
     assert code == 2
     assert "leave out --smoothing" in err

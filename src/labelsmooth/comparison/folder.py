@@ -51,7 +51,8 @@ class ComparisonFolder:
         if not folder.path.is_dir():
             raise DataError(f"there is no folder {path}")
         if not folder.manifest_file.is_file():
-            raise DataError(f"{path} is no comparison: it has no manifest.json")
+            run = ", and is a run's: labelsmooth train --resume goes on with it" * (folder.path / "data.json").is_file()
+            raise DataError(f"{path} is no comparison: it has no manifest.json{run}")
         return folder
 
     @property
