@@ -4,9 +4,13 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import processes
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # 200 ms are few on a busy machine
+hypothesis.settings.load_profile("unhurried")
 
 # Nothing is read from or written to the user's own cache, by the tests or by the processes that they start.
 SHARED_CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
