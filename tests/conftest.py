@@ -5,11 +5,17 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+from tests import processes
 
 # torch.compile imports Triton, whose LLVM crashes the process where TensorFlow's is there before it.
 if importlib.util.find_spec("triton"):
     import triton  # noqa: F401
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # 200 ms are few on a busy machine
+hypothesis.settings.load_profile("unhurried")
 
 # Nothing is read from or written to the user's own cache, by the tests or by the processes that they start.
 SHARED_CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
@@ -18,16 +24,6 @@ SHARED_CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("LABELSMOOTH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def same_environment():
-    """A Dask cluster leaves OMP_NUM_THREADS=1 behind, and with other threads the last bits of a training differ."""
-    before = dict(os.environ)
-    yield
-    if os.environ != before:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
@@ -53,4 +49,4 @@ def undrawn(monkeypatch):
     """No pictures, which take longer than a small training, and a report in name; tests/test_report.py has real ones."""
     from labelsmooth.report import page
 
-    monkeypatch.setattr(page, "finish", lambda folder: (folder / "report.html").write_text("undrawn"))
+    monkeypatch.setattr(page, "finish", processes.undrawn)

@@ -2,15 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from labelsmooth.cli import main
+from labelsmooth.report import page
+from tests.processes import command, undrawn, wait_for
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 QUICK = ["--epochs", "1", "--smoothing", "0", "0.1"]
 
@@ -23,9 +25,18 @@ def run(capsys, *arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("comparison")
-    assert main(["compare", *QUICK, "--seeds", "2", "--out", str(out)]) == 0
+    """A comparison with its own report; its trials are undrawn."""
+    out, draw = tmp_path_factory.mktemp("comparison"), page.finish
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(page, "finish", lambda path: (draw if path.parent == out else undrawn)(path))
+        assert main(["compare", *QUICK, "--seeds", "2", "--out", str(out)]) == 0
     return out / "digits-compare-001"
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """`folder`, to be gone on with."""
+    return shutil.copytree(folder, tmp_path / "copy" / folder.name)
 
 
 def test_the_same_seed_is_the_same_training_but_for_the_arm(folder):
@@ -55,7 +66,35 @@ def test_the_folder_holds_everything(folder):
     assert not list(folder.rglob(".*"))
 
 
-def test_more_seeds_by_resuming(folder, capsys):
+def test_an_ece_stands_beside_its_bins_and_its_expectation(copied, capsys):
+    code, out, _ = run(capsys, "--resume", copied)
+    assert code == 0
+    stats = json.loads((copied / "stats.json").read_text())
+    (line,) = [line for line in out.splitlines() if line.startswith("ε = 0.1")]
+    arm = next(arm for arm in stats["arms"] if arm["label"] == "ε = 0.1")
+    assert "  ECE (15 bins)  " in out
+    assert f"  {arm['metrics']['ece']['mean']:.4f} ({arm['expected_ece']:.4f})  " in line
+    (note,) = [note for note in stats["notes"] if note.startswith("Calibration: ")]
+    assert "(ECE, 15 bins, and under perfect calibration: ε = 0 after temperature scaling " in note
+    base = stats["arms"][0]
+    assert (
+        f"scaling {base['metrics']['ece_scaled']['mean']:.4f}, {base['expected_ece_scaled']:.4f}; ε = 0.1 as " in note
+    )
+    expected = []
+    for seed in (0, 1):
+        with np.load(copied / "runs" / f"smoothing-0.1-{seed}" / "predictions" / "test.npz") as file:
+            z = file["logits"].astype(float)
+        p = np.exp(z - z.max(1, keepdims=True))
+        confidence, rng = (p.max(1) / p.sum(1)), np.random.default_rng(0)
+        hits = rng.random((2000, len(confidence))) < confidence  # labels redrawn
+        bins = np.ceil(15 * confidence).astype(int)
+        gaps = [np.abs((hits - confidence)[:, bins == b].sum(1)) for b in np.unique(bins)]
+        expected.append(sum(gaps).mean() / len(confidence))
+    assert arm["expected_ece"] == pytest.approx(np.mean(expected), rel=0.02)
+
+
+def test_more_seeds_by_resuming(copied, capsys):
+    folder = copied
     code, out, err = run(capsys, "--resume", folder, "--seeds", 3, "--json")
     assert code == 0
     answer = json.loads(out)
@@ -69,7 +108,9 @@ def test_more_seeds_by_resuming(folder, capsys):
     ("arguments", "message"),
     [
         (["--smoothing", "0"], "smoothing must name a factor above 0"),
+        (["--smoothing"], "smoothing must name a factor above 0, to compare with 0; got none"),
         (["--smoothing", "1"], "smoothing must be a number in [0, 1)"),
+        (["--seeds", "1.5"], "Invalid value for --seeds: it must be a whole number; got 1.5"),
         (["--seeds", "0"], "seeds must be a whole number of at least 1"),
         (["--val-split", "0"], "val_split must be above 0"),
         (["--vary", "dropout"], "vary must be NAME=VALUE"),
@@ -83,7 +124,8 @@ def test_more_seeds_by_resuming(folder, capsys):
         (["--vary", "dropout=0,2"], "dropout must be a number in [0, 1)"),
         (["--vary", "epochs=1,2", "--epochs", "3"], "--vary epochs and --epochs both say"),
         (["--margin", "accuracy=x"], "margin must be METRIC=NUMBER"),
-        (["--margin", "acc=.1"], "margins must be one of 'accuracy'"),
+        (["--margin", "acc=.1"], "--margin must name metrics among accuracy, nll, "),
+        (["--margin", "nll=-1"], "--margin of nll must be a number of at least 0; got -1.0"),
         (["--scheduler", "tcp://127.0.0.1:1"], "scheduler must come with the dask backend"),
         (["--smothing", "0.1"], "Did you mean"),
     ],
@@ -99,6 +141,19 @@ def test_mistakes_are_told_before_anything_is_trained(tmp_path, capsys, argument
 def test_wrong_data_and_wrong_folders(tmp_path, capsys, folder):
     assert run(capsys, tmp_path / "nothing", "--out", tmp_path)[0] == 3
     assert run(capsys, "--resume", tmp_path)[0] == 3
+    trial = folder / "runs" / "smoothing-0-0"
+    for words_of, path, words in (
+        (
+            "compare --resume",
+            trial,
+            "is no comparison: it has no manifest.json, and is a run's: labelsmooth train --resume",
+        ),
+        ("train --resume", folder, "is a comparison's folder: labelsmooth compare --resume goes on with it"),
+        ("evaluate", folder, f"is a comparison; give one of its runs, such as {trial}"),
+        ("evaluate", trial / "config.yaml", "is no readable .npz file (it is another kind of file)"),
+    ):
+        assert main([*words_of.split(), str(path)]) == 3
+        assert words in capsys.readouterr().err
     code, _, err = run(capsys, "--resume", folder, "--smoothing", "0.3")
     assert code == 2
     assert "leave out --smoothing" in err
@@ -120,9 +175,10 @@ def test_options_that_vary_and_noise(tmp_path, capsys):
     assert data["noise"]["asked"] == "symmetric:0.4"
 
 
-def test_time_that_is_up_gives_a_partial_answer(tmp_path, capsys):
-    code, out, _ = run(capsys, *QUICK, "--seeds", 200, "--max-time", 6, "--out", tmp_path)
+def test_time_that_is_up_gives_a_partial_answer(copied, capsys):
+    code, out, _ = run(capsys, "--resume", copied, "--seeds", 200, "--max-time", 0.01)
     assert code == 5
+    assert "4 of them done; 396 to train" in out
     assert "Partial: " in out
     assert "go on with   labelsmooth compare --resume" in out
 
@@ -135,29 +191,22 @@ def test_numbers_in_any_spelling_and_schedules_with_commas():
     }  # fmt: skip
 
 
-def test_an_interrupted_comparison_goes_on(tmp_path):
-    command = [sys.executable, "-m", "labelsmooth", "compare"]
-    begun = subprocess.Popen(
-        [*command, *QUICK, "--seeds", "30", "--out", "runs"], cwd=tmp_path, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/*/runs/*/trial.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    begun.send_signal(signal.SIGINT)
-    _, err = begun.communicate(timeout=60)
-    assert begun.returncode == 130
+def test_an_interrupted_comparison_goes_on(tmp_path, capsys, monkeypatch):
+    begun = command(tmp_path, "compare", *QUICK, "--seeds", "30")
+    wait_for(tmp_path, "runs/*/runs/*/trial.json", begun)
+    os.kill(begun.pid, signal.SIGINT)
+    begun.join(60)
+    assert begun.exitcode == 130
+    err = (tmp_path / "err").read_text()
     assert "of 60 trials. Go on with:\n  labelsmooth compare --resume runs/digits-compare-001" in err
     assert "Traceback" not in err
-    ended = subprocess.run(
-        [*command, "--resume", "runs/digits-compare-001", "--max-time", "4"], cwd=tmp_path, capture_output=True,
-        text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 5
-    assert "of them done" in ended.stdout
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "--resume", "runs/digits-compare-001", "--max-time", 0.5)
+    assert code == 5
+    assert "of them done" in out
 
 
-def test_killed_in_a_trial_and_gone_on_with_from_elsewhere(tmp_path):
+def test_killed_in_a_trial_and_gone_on_with_from_elsewhere(tmp_path, capsys, monkeypatch):
     """Paths with spaces, relative to another folder; the noise too."""
     from sklearn.datasets import load_digits
 
@@ -168,27 +217,20 @@ def test_killed_in_a_trial_and_gone_on_with_from_elsewhere(tmp_path):
     images, labels = (images[:400] * 15).astype(np.uint8).reshape(-1, 8, 8), labels[:400]
     np.savez(here / "my digits.npz", images=images, labels=labels)
     (here / "others.txt").write_text("\n".join(str((label + 1) % 10) for label in labels))
-    command = [sys.executable, "-m", "labelsmooth", "compare"]
     arguments = ["my digits.npz", "--noise", "others.txt", "--epochs", "8", "-s", "0", "0.1", "--seeds", "2"]
-    begun = subprocess.Popen([*command, *arguments, "--out", "my runs"], cwd=here, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(here.glob("my runs/*/runs/*/checkpoints/last.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    begun = command(here, "compare", *arguments, "--out", "my runs")
+    wait_for(here, "my runs/*/runs/*/checkpoints/last.safetensors", begun)
     begun.kill()
-    begun.wait(timeout=60)
+    begun.join(60)
     folder = here / "my runs" / "my-digits-compare-001"
-    ended = subprocess.run(
-        [*command, "--resume", os.path.relpath(folder, there), "--json"], cwd=there, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert "resuming" in ended.stderr
-    assert json.loads(ended.stdout)["complete_seeds"] == 2
+    monkeypatch.chdir(there)
+    code, out, err = run(capsys, "--resume", os.path.relpath(folder, there), "--json")
+    assert code == 0, err
+    assert "resuming" in err
+    assert json.loads(out)["complete_seeds"] == 2
     data = json.loads((folder / "runs" / "smoothing-0-1" / "data.json").read_text())
     assert data["noise"]["changed"] == data["noise"]["of"]  # every label is another one
     (here / "others.txt").write_text("0\n" * 400)
-    refused = subprocess.run(
-        [*command, "--resume", str(folder), "--seeds", "3"], cwd=there, capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 3
-    assert "noise_sha256 was" in refused.stderr
+    code, _, err = run(capsys, "--resume", folder, "--seeds", "3")
+    assert code == 3
+    assert "noise_sha256 was" in err

@@ -3,11 +3,15 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from labelsmooth import _files
 from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.comparison import Predictions, Watcher, compare
 from labelsmooth.comparison.arms import Arm, grid
@@ -140,8 +144,8 @@ def test_arms_that_make_no_sense(smoothing, options, message):
     [
         ({"seeds": 0}, "seeds must be a whole number of at least 1"),
         ({"seeds": 2.5}, "seeds must be"),
-        ({"margins": {"acuracy": 0.1}}, "margins must be one of 'accuracy'"),
-        ({"margins": {"nll": -1}}, "margin of nll must be a number of at least 0"),
+        ({"margins": {"acuracy": 0.1}}, "margins must name metrics among accuracy, nll, "),
+        ({"margins": {"nll": -1}}, "margins of nll must be a number of at least 0"),
         ({"jobs": 0}, "jobs must be"),
         ({"backend": "slurm"}, "backend must be one of 'loky', 'dask'"),
         ({"scheduler": "tcp://127.0.0.1:1"}, "scheduler must come with the dask backend"),
@@ -224,7 +228,7 @@ def test_an_interruption_loses_the_running_trial_only(tmp_path):
 
     with pytest.raises(Interrupted, match="interrupted after 3 of 6 trials") as stop:
         compare(train, [0, 0.1], seeds=3, out=tmp_path)
-    assert stop.value.command == "compare"
+    assert stop.value.command == "compare --resume"
     watcher = Counting()
     result = compare(train, [0, 0.1], seeds=3, resume=stop.value.folder, watcher=watcher)
     assert watcher.plan.done == 3
@@ -436,6 +440,74 @@ def test_two_at_once_in_one_folder_are_refused(tmp_path):
     compare(again, [0, 0.1], seeds=2, resume=folder)
 
 
+def test_two_at_once_in_one_trial_are_refused(tmp_path):
+    """As a worker of a cluster may be at work still, when its comparison has been killed and goes on."""
+    folder = compare(toy, [0, 0.1], seeds=1, out=tmp_path).folder
+    with _files.locked(folder / "runs" / ".smoothing-0.1-1.lock"):
+        result = compare(toy, [0, 0.1], seeds=2, resume=folder)
+        (failed,) = result.failed
+        assert failed.error == (
+            f"another process is still at work in {folder.absolute() / 'runs' / 'smoothing-0.1-1'}; wait for it, or stop "
+            "it, and go on"
+        )
+        assert not (folder / "runs" / "smoothing-0.1-1").exists()
+    assert not compare(toy, [0, 0.1], seeds=2, resume=folder).partial
+    assert not list(folder.rglob(".*"))
+
+
+def test_a_lock_that_was_removed_is_no_lock(tmp_path):
+    """Its file is opened, then removed by who held it, then locked: another process would lock a new file."""
+    import fcntl
+
+    flock, path = fcntl.flock, tmp_path / ".lock"
+
+    def late(file, how):
+        if path.exists() and not opened:
+            path.unlink()
+        opened.append(file)
+        flock(file, how)
+
+    opened = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fcntl, "flock", late)
+        with _files.locked(path), pytest.raises(BlockingIOError), _files.locked(path):
+            pass
+        assert len(opened) == 3
+        patched.setattr(fcntl, "flock", lambda *given: (_ for _ in ()).throw(OSError(37, "No locks available")))
+        with _files.locked(path), _files.locked(path):  # a file system without them
+            pass
+    assert not path.exists()
+
+
+ORPHANS = """
+import os, sys, time
+from labelsmooth.comparison import compare
+folder = sys.argv[1]
+def train(seed, smoothing):
+    with open(f"{folder}/{os.getpid()}", "a", buffering=1) as file:
+        for _ in range(2000):
+            file.write("alive\\n")
+            time.sleep(0.05)
+compare(train, [0, 0.1], seeds=1, jobs=2, out=folder + "/runs")
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", ORPHANS, str(tmp_path)])
+    beats = lambda: {path: path.stat().st_size for path in tmp_path.iterdir() if path.is_file()}  # noqa: E731
+    deadline = time.monotonic() + 120
+    while len(beats()) < 2:
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    before, deadline = None, time.monotonic() + 30
+    while before != (before := beats()):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
 def vanishing(seed, smoothing):
     if seed == 2:
         time.sleep(2)  # let the other process finish what it has begun
@@ -466,17 +538,25 @@ def test_what_a_function_must_return_is_said(tmp_path, returned):
 def test_processes_and_clusters_give_the_same(tmp_path, backend):
     if backend == "dask":
         pytest.importorskip("distributed")
+    environment = {**os.environ}
     alone = compare(helpful, [0, 0.1], seeds=2, out=tmp_path)
     together = compare(helpful, [0, 0.1], seeds=2, out=tmp_path, jobs=2, backend=backend)
     assert not together.partial
+    of_imports = {"KMP_INIT_AT_FORK", "__DASK_PARENT_PID"}
+    assert {
+        name: value for name, value in os.environ.items() if name not in of_imports - environment.keys()
+    } == environment
     assert read(alone.folder)["effects"] == read(together.folder)["effects"]
 
 
 def test_a_cluster_of_somebody_else_is_used(tmp_path):
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
-    ) as cluster:
+    with (
+        mock.patch.dict(os.environ),  # where Dask leaves what its workers need
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+    ):
         result = compare(
             helpful, [0, 0.1], seeds=2, out=tmp_path, backend="dask", scheduler=cluster.scheduler_address
         )  # fmt: skip

@@ -392,7 +392,8 @@ def test_table_and_json(many):
     for line, before, after in zip(lines[1:], scaled.metrics, scaled.scaled, strict=True):
         assert line.startswith(before.label)
         assert f"{before.value:.4f}" in line
-        assert line.endswith(f"{after.value:.4f}")
+        expected = "" if after.expected is None else f"  {after.expected:.4f} if perfectly calibrated"
+        assert line.endswith(f"  {after.value:.4f}{expected}")
         assert ("12 bins" in line) == ("ECE" in line or "MCE" in line)
         assert ("if perfectly calibrated" in line) == ("ECE" in line)
     as_json = json.loads(json.dumps(scaled.as_dict()))

@@ -1,13 +1,11 @@
 """Nothing is lost: runs that are interrupted or killed anywhere end with the bits of one that was not."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,12 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from labelsmooth import _files
 from labelsmooth._errors import Interrupted, TrainingError
 from labelsmooth.report import page
-from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, resume, train
+from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, artefacts, resume, train
 from labelsmooth.training.run import RunFolder
 from labelsmooth.training.torch_engine import TorchEngine
+from tests.processes import command, start, wait_for
 from tests.test_training import table
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -124,19 +122,36 @@ def test_figures_of_earlier_weights_go_when_a_run_goes_on(tmp_path, monkeypatch)
     assert {"best.safetensors", "last.safetensors", "config.yaml", "metrics.csv"} <= left
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_while_the_pictures_are_drawn_leaves_a_finished_run(times, tmp_path, monkeypatch):
-    def drawn(folder):
-        for _ in range(times):
-            os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["drawing", "before"])
+def test_an_interruption_while_the_report_is_drawn_says_what_is_missing(moment, number, tmp_path, monkeypatch, capsys):
+    from labelsmooth.cli import main
 
-    monkeypatch.setattr("labelsmooth.report.page.finish", drawn)
-    result = train("digits", recipe=DIGITS, epochs=1, out=tmp_path, reporter=(reporter := Notes()))
-    assert result.interrupted
-    assert result.summary["status"] == "finished"
-    told = f"the run is finished, its pictures are not: labelsmooth report {result.folder} draws them"
-    assert reporter.notes == [told] * (times - 1)
-    assert "interrupted" not in (result.folder / "log.txt").read_text()
+    save, drawn = artefacts.save_mistakes, []
+
+    def stop(*given):
+        os.kill(os.getpid(), number)
+        save(*given) if moment == "before" else pytest.fail("went on")
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        if moment == "before":  # when the predictions are saved
+            patched.setattr(artefacts, "save_mistakes", stop)
+            patched.setattr(page, "finish", drawn.append)
+        else:
+            patched.setattr(page, "finish", stop)
+        assert main(["train", "--epochs", "0.5"]) == 130
+    captured, folder = capsys.readouterr(), RunFolder(tmp_path / "runs/digits-001")
+    accuracy = json.loads((folder.path / "summary.json").read_text())["test"]["accuracy"]
+    assert captured.err == (
+        f"labelsmooth: interrupted; saved: the finished run, test accuracy {accuracy:.4f}, without its report and "
+        "pictures. Go on with:\n  labelsmooth report runs/digits-001\n"
+    )
+    assert "report    " not in captured.out
+    assert (drawn, folder.finished) == ([], False)
+    assert (folder.path / "log.txt").read_text().endswith("interrupted while its report was drawn\n")
+    assert main(["report", "runs/digits-001"]) == 0
+    assert folder.finished
 
 
 def test_more_epochs_in_the_middle_of_a_fraction(tmp_path, monkeypatch):
@@ -231,37 +246,27 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
 
 
 def test_the_command_on_sigterm(tmp_path):
-    command = [sys.executable, "-m", "labelsmooth", "train", "--epochs", "500", "--out", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        for line in running.stdout:
-            if line.startswith("epoch"):
-                running.terminate()
-                break
-        _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert f"labelsmooth train --resume {tmp_path / 'digits-001'}" in errors
+    running = command(tmp_path, "train", "--epochs", "500")
+    wait_for(tmp_path, "runs/digits-001/checkpoints/last.safetensors", running)
+    running.terminate()
+    running.join(60)
+    assert running.exitcode == 130
+    errors = (tmp_path / "err").read_text()
+    assert "labelsmooth train --resume runs/digits-001" in errors
     assert "Traceback" not in errors
-    state = load_file(tmp_path / "digits-001/checkpoints/last.safetensors")
+    assert "epoch   1/500" in (tmp_path / "out").read_text()
+    state = load_file(tmp_path / "runs/digits-001/checkpoints/last.safetensors")
     assert "running/rng" in state
 
 
 # Kills at any moment.
 
 
-def _undrawn(folder):
-    """What tests/conftest.py has, for processes of their own."""
-    _files.write_text(folder / "report.html", "undrawn")
-
-
 def _whole(folder):
-    torch.set_num_threads(1)
-    page.finish = _undrawn
     train("digits", recipe=TINY, out=folder)
 
 
 def _again(folder):
-    torch.set_num_threads(1)
-    page.finish = _undrawn
     runs = sorted(folder.iterdir()) if folder.is_dir() else []
     if runs and RunFolder(runs[-1]).finished:
         return
@@ -272,14 +277,6 @@ def _again(folder):
 
 
 def kill_and_resume(tmp_path, times, seed):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["labelsmooth.training.session", "sklearn.datasets", "sklearn.model_selection"])
-
-    def start(target, *args):
-        process = context.Process(target=target, args=args)
-        process.start()
-        return process
-
     start(_whole, tmp_path / "warm").join()
     began = time.perf_counter()
     first = start(_whole, tmp_path / "whole")

@@ -12,10 +12,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 import yaml
+from markupsafe import Markup, escape
 
 from labelsmooth._errors import DataError
 from labelsmooth.cli import main
 from labelsmooth.evaluation import Predictions, evaluate
+from labelsmooth.report import page as pages
 from labelsmooth.report import panels, plots, run
 from labelsmooth.report.page import finish
 from tests import chromium
@@ -146,7 +148,7 @@ def write_comparison(folder, *, seeds=3, own=True, partial=False, judged=True):
     keys = ("accuracy", "nll", "brier", "ece", "aurc", "nll_scaled", "brier_scaled", "ece_scaled")
     arms = [
         {**arm, "options": {"smoothing": 0.1 * k}, "seeds": list(range(seeds)), "val_accuracy": 0.9 + k / 100, "val_nll": 0.3,
-         "temperature": 0.8, "expected_ece": 0.01, "metrics": {key: {"mean": 0.8125, "sd": 0.01} for key in keys}}
+         "temperature": 0.8, "expected_ece": 0.01, "expected_ece_scaled": 0.02, "metrics": {key: {"mean": 0.8125, "sd": 0.01} for key in keys}}
         for k, arm in enumerate(ARMS)
     ]  # fmt: skip
     effects = [
@@ -222,9 +224,37 @@ def headings(page):
     return re.findall(r"<h2>(.*?)</h2>", page.source)
 
 
-def test_report_of_a_run(tmp_path):
-    folder = write_run(tmp_path / "run")
-    assert finish(folder) == folder / "report.html"
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Whole reports, to look at; nobody changes them."""
+    folder = tmp_path_factory.mktemp("reports")
+    return {
+        "run": finish(write_run(folder / "run")),
+        "comparison": finish(write_comparison(folder / "comparison")),
+        "unfinished": finish(write_run(folder / "unfinished", finished=False)),
+    }
+
+
+@pytest.fixture
+def inline_alone(monkeypatch):
+    """No PNGs beside the page: they are its figures, drawn a second time."""
+    monkeypatch.setattr(pages, "together", lambda panels: None)
+    monkeypatch.setattr(pages, "save", lambda figure, path: None)
+
+
+@pytest.fixture
+def undrawn(inline_alone, monkeypatch):
+    """Figures that are described and not drawn, where the words are the point."""
+
+    def described(panel, prefix):
+        return Markup(f'<svg role="img" aria-label="{escape(panel.alt)}"></svg>')
+
+    monkeypatch.setattr(pages, "inline", described)
+
+
+def test_report_of_a_run(reports):
+    folder = reports["run"].parent
+    assert reports["run"] == folder / "report.html"
     page = Page(folder / "report.html")
     check_whole(page)
     assert headings(page) == RUN_HEADINGS
@@ -232,7 +262,14 @@ def test_report_of_a_run(tmp_path):
     val = np.load(folder / "predictions" / "val.npz")
     result = evaluate(test["logits"], test["labels"], validation=(val["logits"], val["labels"]))
     assert re.search(r"<h1[^>]*>(.*?)</h1>", page.source)[1] == f"Test accuracy {100 * result.accuracy:.2f} %"
-    for number in (f"{result.nll:.4f}", f"T = {result.temperature:.3g}", f"{result.metric('ece').value:.4f}"):
+    scaled = next(metric for metric in result.scaled if metric.key == "ece")
+    for number in (
+        f"{result.nll:.4f}",
+        f"T = {result.temperature:.3g}",
+        *(f"ECE {m.value:.4f} with 15 bins; {m.expected:.4f} if perfectly" for m in (result.metric("ece"), scaled)),
+        f"{scaled.value:.4f} ({scaled.expected:.4f})",
+        f"Before temperature scaling: ECE {result.metric('ece').value:.4f}, 15 bins",
+    ):
         assert number in page.text
     for words in (
         "labelsmooth train --config config.yaml",
@@ -255,12 +292,15 @@ def test_report_of_a_run(tmp_path):
         assert picture[..., :3].std() > 0.02  # something is drawn
 
 
-def test_it_is_the_same_every_time(tmp_path):
+@pytest.mark.usefixtures("inline_alone")
+def test_it_is_the_same_every_time_whatever_a_matplotlibrc_says(tmp_path, reports):
     folder = write_run(tmp_path / "run")
-    first = finish(folder).read_bytes()
-    assert finish(folder).read_bytes() == first
+    assert finish(folder).read_bytes() == reports["run"].read_bytes()
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "lines.linewidth": 9}):
+        assert finish(folder).read_bytes() == reports["run"].read_bytes()
 
 
+@pytest.mark.usefixtures("inline_alone")
 @pytest.mark.parametrize("epochs", [0, 3])
 def test_a_run_that_stopped_shows_what_is_there(tmp_path, epochs):
     folder = write_run(tmp_path / "my run", epochs=epochs, finished=False)
@@ -300,6 +340,7 @@ def test_missing_and_damaged_files_cost_one_line_each(tmp_path, name, damage):
     assert bool(content.mistakes) == (name not in ("predictions/mistakes.npz", "predictions/test.npz"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_page_of_damaged_files(tmp_path):
     folder = write_run(tmp_path / "run")
     for name in DAMAGE:
@@ -311,6 +352,7 @@ def test_a_page_of_damaged_files(tmp_path):
     assert page.source.partition('id="left-out"')[2].count("<li>") == 4  # nothing more is asked without test
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_predictions_that_cannot_be_evaluated(tmp_path):
     folder = write_run(tmp_path / "run")
     test = predictions(np.random.default_rng(0), 40, 4)
@@ -320,6 +362,7 @@ def test_predictions_that_cannot_be_evaluated(tmp_path):
     assert "Test accuracy" in page.text  # as the summary has it
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_mistakes_that_do_not_fit(tmp_path):
     folder = write_run(tmp_path / "run")
     ids = np.array([9])
@@ -330,12 +373,14 @@ def test_mistakes_that_do_not_fit(tmp_path):
     assert not page.all("img")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_classes_have_no_projection(tmp_path):
     page = Page(finish(write_run(tmp_path / "run", names=("a", "b"))))
     assert "Projection" not in headings(page)
     assert "has 2 classes, and a projection needs three" in page.text
 
 
+@pytest.mark.usefixtures("inline_alone")
 def test_many_classes_and_large_pictures_stay_small(tmp_path):
     folder = write_run(tmp_path / "run", names=[f"class number {k}" for k in range(300)], count=3000, epochs=300)
     test = predictions(np.random.default_rng(0), 3000, 300)
@@ -346,9 +391,9 @@ def test_many_classes_and_large_pictures_stay_small(tmp_path):
     assert "class number 299" in page.text
 
 
-def test_report_of_a_comparison(tmp_path):
-    folder = write_comparison(tmp_path / "comparison")
-    page = Page(finish(folder))
+def test_report_of_a_comparison(reports):
+    folder = reports["comparison"].parent
+    page = Page(reports["comparison"])
     check_whole(page)
     assert headings(page) == [
         "Arms",
@@ -367,6 +412,9 @@ def test_report_of_a_comparison(tmp_path):
         "+1.21 points",
         "+0.34 to +2.08",
         "+0.0121",
+        "ECE, 15 bins, after temperature scaling",
+        "0.8125 (0.0100)",
+        "0.8125 (0.0200)",
         "helps",
         "0.0213",
         f"ε = 0.1, method {HOSTILE}",
@@ -378,6 +426,7 @@ def test_report_of_a_comparison(tmp_path):
     assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS | {"effects"}
 
 
+@pytest.mark.usefixtures("inline_alone")
 def test_comparison_of_somebodys_own_function(tmp_path):
     page = Page(finish(write_comparison(tmp_path / "comparison", own=False)))
     check_whole(page)
@@ -390,6 +439,7 @@ def test_comparison_of_somebodys_own_function(tmp_path):
         assert words in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_comparison_of_one_seed_judges_nothing(tmp_path):
     page = Page(finish(write_comparison(tmp_path / "comparison", seeds=1)))
     check_whole(page)
@@ -397,6 +447,7 @@ def test_comparison_of_one_seed_judges_nothing(tmp_path):
     assert "helps" not in page.text.replace("smoothing helps", "")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_partial_comparison(tmp_path):
     folder = write_comparison(tmp_path / "comparison", seeds=2, partial=True)
     (folder / "runs" / "smoothing-0-1" / "predictions" / "test.npz").write_bytes(b"PK")
@@ -408,6 +459,7 @@ def test_partial_comparison(tmp_path):
     assert "ε = 0, seed 1: " in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_comparison_that_stopped_shows_what_is_there(tmp_path):
     folder = write_comparison(tmp_path / "comparison", seeds=2, judged=False)
     page = Page(finish(folder))
@@ -418,10 +470,10 @@ def test_comparison_that_stopped_shows_what_is_there(tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    folder = write_run(tmp_path / "run")
+    folder = write_run(tmp_path / "run", finished=False)
     assert main(["report", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == f"report  {folder / 'report.html'}"
-    assert (folder / "plots" / "reliability.png").is_file()
+    assert (folder / "plots" / "curves.png").is_file()
     assert main(["report", str(write_comparison(tmp_path / "comparison", judged=False)), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "comparison" / "report.html")}
     (tmp_path / "empty").mkdir()
@@ -447,6 +499,7 @@ ODD = {  # file: what it holds instead, and what is said
 }
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", ODD)
 def test_files_that_hold_something_else_cost_one_line_each(tmp_path, name):
     folder = write_run(tmp_path / "run")
@@ -459,6 +512,7 @@ def test_files_that_hold_something_else_cost_one_line_each(tmp_path, name):
     assert len(page.all("svg")) == 9
 
 
+@pytest.mark.usefixtures("inline_alone")
 def test_curves_with_holes(tmp_path):
     folder = write_run(tmp_path / "run")
     lines = (folder / "metrics.csv").read_text().splitlines()
@@ -472,6 +526,7 @@ def test_curves_with_holes(tmp_path):
     assert "The best validation accuracy is 99.99 %" not in page.text
 
 
+@pytest.mark.usefixtures("inline_alone")
 def test_arrays_that_hold_something_else(tmp_path):
     folder = write_run(tmp_path / "run")
     test = predictions(np.random.default_rng(0), 400, 4)
@@ -489,6 +544,7 @@ def test_arrays_that_hold_something_else(tmp_path):
     assert "confidence holds something else than numbers" in Page(finish(folder)).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_features_that_cannot_be_used_cost_only_what_needs_them(tmp_path):
     folder = write_run(tmp_path / "run")
     test = predictions(np.random.default_rng(0), 400, 4)
@@ -503,6 +559,7 @@ def test_features_that_cannot_be_used_cost_only_what_needs_them(tmp_path):
     assert "class separation" not in page.source.partition('id="left-out"')[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_validation_that_does_not_fit_is_not_used(tmp_path):
     folder = write_run(tmp_path / "run")
     for val, words in (
@@ -517,6 +574,7 @@ def test_validation_that_does_not_fit_is_not_used(tmp_path):
         assert "After temperature scaling" not in page.text
 
 
+@pytest.mark.usefixtures("inline_alone")
 def test_a_panel_that_cannot_be_drawn_is_left_out(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise ZeroDivisionError("no font")
@@ -531,6 +589,7 @@ def test_a_panel_that_cannot_be_drawn_is_left_out(tmp_path, monkeypatch):
     assert len(page.all("svg")) == 9 - 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_projections_have_one_plane(tmp_path):
     from labelsmooth.report.content import projected
     from labelsmooth.report.sources import Source
@@ -560,12 +619,6 @@ def test_projections_have_one_plane(tmp_path):
     assert "outlined: its template." in page.text
 
 
-def test_a_matplotlibrc_changes_nothing(tmp_path):
-    plain = finish(write_run(tmp_path / "run")).read_bytes()
-    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "lines.linewidth": 9}):
-        assert finish(tmp_path / "run").read_bytes() == plain
-
-
 def test_large_confusion_is_summed_up():
     from labelsmooth.report.svg import inline
 
@@ -585,6 +638,7 @@ def test_bands_of_arms_without_curves():
     panels.alone(panel)
 
 
+@pytest.mark.usefixtures("inline_alone")
 def test_a_comparison_with_infinite_figures(tmp_path):
     folder = write_comparison(tmp_path / "comparison")
     stats = json.loads((folder / "stats.json").read_text())
@@ -662,16 +716,6 @@ def test_wilson_interval():
 def browser(tmp_path_factory):
     with chromium.Browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reports")
-    return {
-        "run": finish(write_run(folder / "run")),
-        "comparison": finish(write_comparison(folder / "comparison")),
-        "unfinished": finish(write_run(folder / "unfinished", finished=False)),
-    }
 
 
 DRAWN = """

@@ -13,6 +13,7 @@ from labelsmooth.training import DIGITS, Reporter, artefacts, load, train
 from labelsmooth.training.data import Split
 from labelsmooth.training.loop import Training
 from labelsmooth.training.run import Settings
+from tests.processes import undrawn
 
 QUICK = DIGITS.changed(epochs=1, batch_size=128)
 
@@ -20,7 +21,9 @@ QUICK = DIGITS.changed(epochs=1, batch_size=128)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run on noisy labels, and its data."""
-    result = train("digits", QUICK, noise="symmetric:0.4", out=tmp_path_factory.mktemp("runs"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(page, "finish", undrawn)
+        result = train("digits", QUICK, noise="symmetric:0.4", out=tmp_path_factory.mktemp("runs"))
     return result, load("digits", noise="symmetric:0.4")
 
 
@@ -124,6 +127,7 @@ def test_a_plot_that_fails_ends_no_run(error, tmp_path, monkeypatch, capsys):
         def note(self, text):
             notes.append(text)
 
+    monkeypatch.setattr(page, "inline", lambda panel, prefix: "")  # takes its time
     monkeypatch.setattr(page, "together", fail)
     result = train("digits", QUICK, epochs=0.2, out=tmp_path, reporter=Notes())
     assert (result.folder / "summary.json").is_file()

@@ -10,9 +10,9 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; `saved` says what in `folder` is kept, or nothing; `command` goes on with it."""
+    """Ctrl-C or SIGTERM; `saved` says what in `folder` is kept, or nothing; labelsmooth's `command` goes on there."""
 
-    def __init__(self, folder: str, saved: str, command: str = "train") -> None:
+    def __init__(self, folder: str, saved: str, command: str = "train --resume") -> None:
         super().__init__(f"interrupted after {saved or 'nothing'}; the run is in {folder}")
         self.folder, self.saved, self.command = folder, saved, command
 

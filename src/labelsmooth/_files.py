@@ -9,7 +9,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from labelsmooth import _checks
@@ -50,6 +50,35 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file `path`, which is there meanwhile, as a lock; where the system has no such locks, do nothing.
+
+    Raises:
+        BlockingIOError: somebody holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(path.open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if isinstance(error, BlockingIOError):
+                    raise
+                break  # a file system without locks
+            if os.fstat(file.fileno()).st_nlink:  # else whoever held it removed it after it was opened here
+                break
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def next_folder(parent: Path, name: str) -> Path:

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not isinstance(stop, Interrupted):
             return _fail("interrupted", 130, debug)
-        resume = f"labelsmooth {stop.command} --resume {shlex.quote(stop.folder)}"
-        return _fail(f"interrupted; saved: {stop.saved or 'nothing yet'}. Go on with:\n  {resume}", 130, debug)
+        go_on = f"labelsmooth {stop.command} {shlex.quote(stop.folder)}"
+        return _fail(f"interrupted; saved: {stop.saved or 'nothing yet'}. Go on with:\n  {go_on}", 130, debug)
 
 
 def _run(tokens: list[str], debug: bool) -> int:

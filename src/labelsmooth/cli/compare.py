@@ -114,7 +114,7 @@ def compare(
         raise ValueError("val_split must be above 0 in a comparison: the factor is chosen on validation; got 0")
     # What can be wrong is found before the data are read.
     grid(asked["smoothing"], asked["options"])
-    check_margins(asked["margins"])
+    check_margins(asked["margins"], "--margin")
     _checks.class_count(asked["seeds"], "seeds")
     check_backend(jobs, backend, scheduler)
     _files.check_parent(out or Path("runs"))

@@ -75,6 +75,8 @@ def _find(source: Path, split: Literal["test", "val"]) -> Path:
         return path
     if _arrays(source, "test").is_file():
         raise DataError(f"{source} has no {_arrays(source, split).name}, and so no predictions for {split}")
+    if (source / "manifest.json").is_file():
+        raise DataError(f"{source} is a comparison; give one of its runs, such as {source / 'runs'}/smoothing-0-0")
     raise DataError(f"{source} has no predictions for {split}; is it a run folder, and finished?")
 
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 def _whole(type_: Any, tokens: Any) -> int:
     """An int, where cyclopts would round 1.5 to 2."""
-    return int(tokens[0].value)
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"it must be a whole number; got {tokens[0].value}") from None
 
 
 WholeNumber = Annotated[int, Parameter(converter=_whole)]

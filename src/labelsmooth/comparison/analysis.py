@@ -70,6 +70,7 @@ class ArmSummary:
     val_nll: float
     temperature: float
     expected_ece: float
+    expected_ece_scaled: float
     metrics: Mapping[str, tuple[float, float]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class ArmSummary:
             "val_nll": self.val_nll,
             "temperature": self.temperature,
             "expected_ece": self.expected_ece,
+            "expected_ece_scaled": self.expected_ece_scaled,
             "metrics": {name: {"mean": mean, "sd": sd} for name, (mean, sd) in self.metrics.items()},
         }
 
@@ -135,7 +137,7 @@ class Analysis:
         }
 
     def table(self) -> str:
-        """A line per arm: validation and test accuracy, NLL and ECE, and the verdict on accuracy."""
+        """A line per arm: validation and test accuracy, NLL, ECE and what is to be expected of it, and the verdict."""
         rows = [("arm", "val acc", "test acc", "NLL", f"ECE ({BINS} bins)", "T", "accuracy against the baseline", "")]
         for summary in self.arms:
             figure = summary.metrics
@@ -147,12 +149,13 @@ class Analysis:
                 size, verdict = effect.size(), effect.verdict
             rows.append((
                 summary.arm.label + (" *" if summary.arm == self.chosen else ""), f"{summary.val_accuracy:.4f}",
-                f"{figure['accuracy'][0]:.4f}", f"{figure['nll'][0]:.4f}", f"{figure['ece'][0]:.4f}",
-                f"{summary.temperature:.2f}", size, verdict,
+                f"{figure['accuracy'][0]:.4f}", f"{figure['nll'][0]:.4f}",
+                f"{figure['ece'][0]:.4f} ({summary.expected_ece:.4f})", f"{summary.temperature:.2f}", size, verdict,
             ))  # fmt: skip
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, "* chosen on validation; means over seeds"])
+        legend = "* chosen on validation; means over seeds; (ECE under perfect calibration, which is never 0)"
+        return "\n".join([*lines, legend])
 
 
 def analyse(
@@ -174,7 +177,7 @@ def analyse(
     seeds = tuple(sorted(set.intersection(*({seed for arm, seed in trials if arm == each} for each in arms))))
     if not seeds:
         raise DataError("there is no seed that every arm has finished; nothing can be compared")
-    examples = len(trials[arms[0], seeds[0]].labels)
+    examples = len(trials[arms[0], seeds[0]].hits)
     summaries = tuple(_summary(trials, arm, seeds) for arm in arms)
     chosen = max(summaries, key=lambda each: (each.val_accuracy, -each.val_nll)).arm
     effects = _effects(trials, arms, seeds, margins) if len(seeds) > 1 else ()
@@ -194,7 +197,8 @@ def _summary(trials: Trials, arm: Arm, seeds: tuple[int, ...]) -> ArmSummary:
         arm, seeds,
         float(np.mean([score.val_accuracy for score in scores])), float(np.mean([score.val_nll for score in scores])),
         float(np.exp(np.mean([np.log(score.temperature) for score in scores]))),
-        float(np.mean([score.expected_ece for score in scores])), metrics,
+        float(np.mean([score.expected_ece for score in scores])),
+        float(np.mean([score.expected_ece_scaled for score in scores])), metrics,
     )  # fmt: skip
 
 
@@ -295,8 +299,7 @@ def _notes(analysis: Analysis, trials: Trials, margins: Mapping[str, float], add
     notes.append(f"Secondary, for {arm.label}: {'; '.join(found)}.")
     alone = _difference(trials, arm, analysis.baseline, analysis.seeds, "ece", "ece_scaled")
     verdict = statistics.judge([alone], margins["ece"], "lower")[0]
-    figures = {each.arm: each.metrics for each in analysis.arms}
-    scaled, own = figures[analysis.baseline]["ece_scaled"][0], figures[arm]["ece"][0]
+    of_base, of_arm = (next(each for each in analysis.arms if each.arm == one) for one in (analysis.baseline, arm))
     told = {
         "helps": "temperature scaling alone does not calibrate as well",
         "hurts": "temperature scaling alone calibrates better",
@@ -304,8 +307,10 @@ def _notes(analysis: Analysis, trials: Trials, margins: Mapping[str, float], add
         "inconclusive": "whether temperature scaling alone calibrates as well is inconclusive",
     }[verdict.verdict]
     notes.append(
-        f"Calibration: {told} (ECE, {BINS} bins: {analysis.baseline.label} after temperature scaling {scaled:.4f}, "
-        f"{arm.label} as it is {own:.4f}; difference {_signed(alone.estimate, '')}, "
+        f"Calibration: {told} (ECE, {BINS} bins, and under perfect calibration: {analysis.baseline.label} after "
+        f"temperature scaling {of_base.metrics['ece_scaled'][0]:.4f}, {of_base.expected_ece_scaled:.4f}; {arm.label} "
+        f"as it is {of_arm.metrics['ece'][0]:.4f}, {of_arm.expected_ece:.4f}; "
+        f"difference {_signed(alone.estimate, '')}, "
         f"{100 * verdict.level:.3g} % interval {verdict.low:+.4f} to {verdict.high:+.4f})."
     )
     at_end = sum(each.val_accuracy == 1 for each in trials.values())

@@ -72,7 +72,9 @@ def grid(
         if arm not in arms:
             arms.append(arm)
     if len(arms) < 2:
-        raise _checks.error("smoothing", "name a factor above 0, to compare with 0", ", ".join(map(str, asked)))
+        raise _checks.error(
+            "smoothing", "name a factor above 0, to compare with 0", ", ".join(map(str, asked)) or "none"
+        )
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise _checks.error("arms", "have names that differ", ", ".join(names))

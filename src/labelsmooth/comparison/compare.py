@@ -189,7 +189,7 @@ def compare(
             return run.run(costs, jobs, backend, scheduler, max_time)
     except KeyboardInterrupt:
         kept = f"{len(run.took)} of {len(run.every)} trials"
-        raise Interrupted(str(folder.path), kept, "compare") from None
+        raise Interrupted(str(folder.path), kept, "compare --resume") from None
 
 
 def _listed(values: Any) -> list[Any]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class ComparisonFolder:
         if not folder.path.is_dir():
             raise DataError(f"there is no folder {path}")
         if not folder.manifest_file.is_file():
-            raise DataError(f"{path} is no comparison: it has no manifest.json")
+            run = ", and is a run's: labelsmooth train --resume goes on with it" * (folder.path / "data.json").is_file()
+            raise DataError(f"{path} is no comparison: it has no manifest.json{run}")
         return folder
 
     @property
@@ -80,19 +81,12 @@ class ComparisonFolder:
         Raises:
             DataError: another process works on it.
         """
-        with (self.path / ".lock").open("a") as file:
+        with ExitStack() as stack:
             try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # Windows
-                pass
-            except OSError:
+                stack.enter_context(_files.locked(self.path / ".lock"))
+            except BlockingIOError:
                 raise DataError(f"another labelsmooth is at work in {self.path}; wait for it, or stop it") from None
-            try:
-                yield
-            finally:
-                (self.path / ".lock").unlink(missing_ok=True)
+            yield
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         _files.write_text(self.path / name, json.dumps(value, indent=2) + "\n")
@@ -112,7 +106,8 @@ class ComparisonFolder:
     def write_results(self, trials: Mapping[tuple[Arm, int], Scores], arms: Sequence[Arm]) -> None:
         """`results.csv`: a row per arm and seed."""
         options = list(dict.fromkeys(key for arm in arms for key in arm.as_dict()))
-        figures = ["temperature", "seconds", "val_accuracy", "val_nll", *METRICS]
+        expected = ["expected_ece", "expected_ece_scaled"]
+        figures = ["temperature", "seconds", "val_accuracy", "val_nll", *METRICS, *expected]
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["arm", "seed", *options, *figures])
@@ -123,7 +118,7 @@ class ComparisonFolder:
                 scores.val_accuracy,
                 scores.val_nll,
             ]
-            values += [scores.values[metric] for metric in METRICS]
+            values += [*(scores.values[metric] for metric in METRICS), *(getattr(scores, name) for name in expected)]
             writer.writerow([arm.name, seed, *(arm.as_dict().get(key, "") for key in options), *values])
         _files.write_text(self.path / "results.csv", buffer.getvalue())
 

@@ -74,15 +74,13 @@ class ImageTrials:
         if RunFolder(folder).finished:
             return
         if (folder / "config.yaml").is_file():
-            result = session.resume(folder, reporter=reporter)
+            session.resume(folder, reporter=reporter)
         else:
             settings, images = session.prepare(**self._options(), **arm.as_dict(), seed=seed, reporter=reporter)
             if images.digest != self.settings["sha256"]:
                 raise DataError(f"{settings.data} has changed since the comparison began")
             shutil.rmtree(folder)
-            result = session.start(Training(settings, images), RunFolder.at(folder), reporter)
-        if result.interrupted:  # while its pictures were drawn
-            raise KeyboardInterrupt
+            session.start(Training(settings, images), RunFolder.at(folder), reporter)
 
     def estimate(self, arm: Arm) -> float | None:
         """The seconds of a trial; None where the framework cannot tell."""

@@ -12,7 +12,7 @@ from labelsmooth import _checks
 from labelsmooth._errors import DataError
 from labelsmooth.comparison.jackknife import aurc_pseudovalues, ece_pseudovalues
 from labelsmooth.evaluation import Predictions as SplitPredictions
-from labelsmooth.evaluation.calibration import ece, expected_ece
+from labelsmooth.evaluation.calibration import equal_width
 from labelsmooth.evaluation.rows import Rows, rows
 from labelsmooth.evaluation.selective import aurc
 from labelsmooth.evaluation.temperature import fit_temperature
@@ -53,16 +53,14 @@ class Scores:
     """The figures of a trial.
 
     Attributes:
-        labels: of the test examples.
         hits, confidence, scaled_confidence: ``[N]``, on test, the last after temperature scaling.
-        means: per-example values of the metrics that are means over examples, ``[N]`` each.
+        means: per-example values of the metrics that are means over examples, bool or float32 ``[N]`` each.
         values: the value of every metric.
         temperature: by the NLL of validation.
         val_accuracy, val_nll: on validation.
-        expected_ece: on test, under perfect calibration.
+        expected_ece, expected_ece_scaled: of the two ECEs, under perfect calibration.
     """
 
-    labels: np.ndarray
     hits: np.ndarray
     confidence: np.ndarray
     scaled_confidence: np.ndarray
@@ -72,6 +70,7 @@ class Scores:
     val_accuracy: float
     val_nll: float
     expected_ece: float
+    expected_ece_scaled: float
 
     def pseudovalues(self, metric: str) -> np.ndarray:
         """For each test example, float64 ``[N]``; their mean is the metric, or nearly."""
@@ -114,20 +113,15 @@ def score(val: SplitPredictions, test: SplitPredictions, where: str) -> Scores:
         )
     temperature = fit_temperature(val.logits, val.labels)
     scaled = rows(test.logits, test.labels, temperature=temperature, bins=BINS)
-    means = {
-        "accuracy": plain.hits,
-        "nll": plain.nll,
-        "brier": plain.brier,
-        "nll_scaled": scaled.nll,
-        "brier_scaled": scaled.brier,
-    }
-    values = {name: float(each.mean()) for name, each in means.items()}
-    values["ece"] = ece(plain.confidence, plain.hits, BINS)
-    values["ece_scaled"] = ece(scaled.confidence, plain.hits, BINS)
-    values["aurc"] = aurc(plain.confidence, plain.hits)
+    losses = {"nll": plain.nll, "brier": plain.brier, "nll_scaled": scaled.nll, "brier_scaled": scaled.brier}
+    values = {name: float(each.mean()) for name, each in {"accuracy": plain.hits, **losses}.items()}
+    cells, scaled_cells = (equal_width(each.confidence, plain.hits, BINS) for each in (plain, scaled))
+    values |= {"ece": cells.ece(), "ece_scaled": scaled_cells.ece(), "aurc": aurc(plain.confidence, plain.hits)}
+    # All trials of a comparison are in memory at once. Confidences keep float64, so that no two become equal.
+    means = {"accuracy": plain.hits, **{name: each.astype(np.float32) for name, each in losses.items()}}
     return Scores(
-        np.asarray(test.labels), plain.hits, plain.confidence, scaled.confidence, means, values, temperature,
-        float(on_val.hits.mean()), float(on_val.nll.mean()), expected_ece(plain.confidence, BINS),
+        plain.hits, plain.confidence, scaled.confidence, means, values, temperature, float(on_val.hits.mean()),
+        float(on_val.nll.mean()), cells.expected_ece(), scaled_cells.expected_ece(),
     )  # fmt: skip
 
 
@@ -138,17 +132,22 @@ def _rows(split: SplitPredictions, where: str) -> Rows:
         raise DataError(f"{where}: {error}") from None
 
 
-def check_margins(margins: Mapping[str, Any] | None) -> dict[str, float]:
+def check_margins(margins: Mapping[str, Any] | None, name: str = "margins") -> dict[str, float]:
     """The margin of every metric, those given in place of the defaults.
+
+    Args:
+        margins: by metric.
+        name: of the option, for messages.
 
     Raises:
         ValueError: an unknown metric, or a margin that is no finite number of at least 0.
     """
-    checked = {name: kind.margin for name, kind in METRICS.items()}
-    for name, value in (margins or {}).items():
-        _checks.one_of(name, "margins", tuple(METRICS))
-        margin = _checks.number(value, f"margin of {name}", "be a number of at least 0")
+    checked = {metric: kind.margin for metric, kind in METRICS.items()}
+    for metric, value in (margins or {}).items():
+        if metric not in METRICS:
+            raise _checks.error(name, f"name metrics among {', '.join(METRICS)}", repr(metric))
+        margin = _checks.number(value, f"{name} of {metric}", "be a number of at least 0")
         if not 0 <= margin < np.inf:
-            raise _checks.error(f"margin of {name}", "be a number of at least 0", value)
-        checked[name] = margin
+            raise _checks.error(f"{name} of {metric}", "be a number of at least 0", value)
+        checked[metric] = margin
     return checked

@@ -114,9 +114,9 @@ def difference(per_seed: np.ndarray, pseudovalues: np.ndarray) -> Difference:
         raise _checks.error("values", "be finite", "nan or inf")
     n, count = pseudovalues.shape
     seeds, examples, mean = pseudovalues.mean(axis=1), pseudovalues.mean(axis=0), pseudovalues.mean()
-    squares = np.einsum("si,si->", pseudovalues - seeds[:, None], pseudovalues - seeds[:, None])
-    squares -= n * np.square(examples - mean).sum()
-    residual = max(0.0, float(squares)) / ((n - 1) * (count - 1))
+    within = (pseudovalues - seeds[:, None]).ravel()
+    squares = float(within @ within) - n * float(np.square(examples - mean).sum())
+    residual = max(0.0, squares) / ((n - 1) * (count - 1))
     of_seeds, of_examples = float(per_seed.var(ddof=1)), float(examples.var(ddof=1))
     a, b, c = of_seeds / n, of_examples / count, residual / (n * count)
     variance = max(a + b - c, a, b)

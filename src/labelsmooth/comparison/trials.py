@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +29,7 @@ BACKENDS = ("loky", "dask")
 _ATTEMPTS = 2
 _ONE_AT_A_TIME = threading.Lock()  # in a process: frameworks' generators of random numbers belong to all its threads
 _ANSWER_SECONDS = 10  # that a cluster's scheduler may take
+_LOOK_SECONDS = 0.2  # between looks at whether the parent is still there
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,17 @@ class Outcome:
 def run_one(trials: Trials, folder: Path, arm: Arm, seed: int, reporter: Any = None) -> Outcome:
     """One trial; one that fails is tried once more, unless it is its data that cannot be used.
 
-    `trial.json`, written last, says that it is finished, and what it was tested on.
+    `trial.json`, written last, says that it is finished, and what it was tested on. Two processes never work on one
+    trial, as a worker that a cluster did not stop would beside a comparison that goes on.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     outcome = Outcome(arm, seed)
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, ExitStack() as stack:
+        try:
+            stack.enter_context(_files.locked(folder.with_name(f".{folder.name}.lock")))
+        except BlockingIOError:
+            text = f"another process is still at work in {folder}; wait for it, or stop it, and go on"
+            return replace(outcome, error=text)
         for attempt in range(1, _ATTEMPTS + 1):
             began = time.perf_counter()
             try:
@@ -168,6 +178,24 @@ def run_one(trials: Trials, folder: Path, arm: Arm, seed: int, reporter: Any = N
                 if isinstance(error, DataError):
                     break
     return outcome
+
+
+def _run_below(parent: int, trials: Trials, folder: Path, arm: Arm, seed: int) -> Outcome:
+    """`run_one` in a child of the process `parent`."""
+    _end_with(parent)
+    return run_one(trials, folder, arm, seed)
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """From now on this process ends when its parent does, lest it trains on for nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def read_predictions(folder: Path) -> tuple[SplitPredictions, SplitPredictions]:
@@ -218,11 +246,14 @@ def run_all(
         return
     import joblib
 
+    # Dask's workers end by themselves when their nanny does.
+    run = functools.partial(_run_below, os.getpid()) if backend == "loky" else run_one
+
     def tasks() -> Iterator[Any]:
         for arm, seed, folder in plan:
             if not go_on():
                 return
-            yield joblib.delayed(run_one)(trials, folder, arm, seed)
+            yield joblib.delayed(run)(trials, folder, arm, seed)
 
     with _backend(jobs, backend, scheduler):
         parallel = joblib.Parallel(
@@ -267,9 +298,12 @@ def _backend(jobs: int, backend: str, scheduler: str | None) -> Any:
 
     @contextmanager
     def dask() -> Iterator[None]:
+        import dask.config
         from distributed import Client, LocalCluster
 
         with ExitStack() as stack:
+            of_workers = (*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED")
+            stack.enter_context(_environment_kept(of_workers))
             if scheduler is None:
                 address: Any = stack.enter_context(LocalCluster(
                     n_workers=jobs, threads_per_worker=1, host="127.0.0.1",
@@ -290,3 +324,17 @@ def _backend(jobs: int, backend: str, scheduler: str | None) -> Any:
     if backend == "dask":
         return dask()
     return joblib.parallel_config(backend="loky")
+
+
+@contextmanager
+def _environment_kept(names: Iterable[str]) -> Iterator[None]:
+    """Dask leaves what is meant for its workers, as OMP_NUM_THREADS=1, in the environment of who starts them."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -121,7 +121,7 @@ class Evaluation:
         beside = max(map(len, notes))
         after = "" if self.temperature is None else f"  after temperature scaling, T = {self.temperature:.4f}"
         lines = [f"{f'{self.examples} examples':<{width}}  {'':>9}  {'':<{beside}}{after}".rstrip()]
-        scaled = {metric.key: f"  {metric.value:.4f}" for metric in self.scaled}
+        scaled = {metric.key: f"  {metric.value:.4f}  {_expected(metric)}" for metric in self.scaled}
         for metric, note in zip(self.metrics, notes, strict=True):
             line = f"{_titled(metric):<{width}}  {metric.value:>9.4f}  {note:<{beside}}{scaled.get(metric.key, '')}"
             lines.append(line.rstrip())
@@ -298,6 +298,10 @@ def _titled(metric: Metric) -> str:
 def _note(metric: Metric) -> str:
     if metric.interval is not None:
         return f"{metric.interval[0]:.4f} to {metric.interval[1]:.4f}"
+    return _expected(metric)
+
+
+def _expected(metric: Metric) -> str:
     return "" if metric.expected is None else f"{metric.expected:.4f} if perfectly calibrated"
 
 

@@ -108,6 +108,9 @@ def _file(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], lis
     """The arrays that are wanted, and the names of all."""
     try:
         with path.open("rb") as opened:
+            if not opened.read(6).startswith((b"PK", b"\x93NUMPY")):  # which NumPy takes for a pickle
+                raise ValueError("it is another kind of file")
+            opened.seek(0)
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array; give a file with the arrays logits and labels")

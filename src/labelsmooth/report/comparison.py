@@ -31,7 +31,7 @@ _MANIFEST = {
 _MEAN = {"mean": MAYBE, "sd": MAYBE}
 _ARM = {
     "name": str, "label": str, "seeds": [int], "val_accuracy": MAYBE, "val_nll": MAYBE, "temperature": MAYBE,
-    "expected_ece": MAYBE, "metrics": {...: _MEAN},
+    "expected_ece": MAYBE, "expected_ece_scaled": MAYBE, "metrics": {...: _MEAN},
 }  # fmt: skip
 _EFFECT = {
     "arm": str, "metric": str, "label": str, "unit": str, "better": str, "primary": bool, "verdict": str,

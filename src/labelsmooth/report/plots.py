@@ -195,13 +195,13 @@ def reliability_panel(cells: Reliability, ece: float | None, title: str) -> Pane
         below.spines["left"].set_visible(False)
         below.xaxis.set_major_formatter(PercentFormatter(1.0))
 
-    told_ece = "ECE unknown" if ece is None else f"ECE {ece:.4f}"
+    told_ece = "ECE unknown" if ece is None else f"ECE {ece:.4f}, {len(counts)} bins"
     told = "; ".join(
         f"{int(n)} at confidence {c:.0%}: {a:.0%}" for n, c, a in zip(counts[filled], confidence, accuracy, strict=True)
     )
     return Panel(
         f"{title}: {told_ece}",
-        f"Reliability diagram, {title}, {told_ece} with {len(counts)} bins. Accuracy by bin: {told}.",
+        f"Reliability diagram, {title}. {told_ece}. Accuracy by bin: {told}.",
         draw, height=4.0,
     )  # fmt: skip
 

@@ -84,7 +84,7 @@ def gather(folder: Path) -> Content:
         "best": max((row for row in curves if None not in (row["val_accuracy"], row["val_nll"])), default=None,
                     key=lambda row: (row["val_accuracy"], -row["val_nll"])),
         "evaluation": evaluation, "class_names": names, "plane": plane,
-        "scaled_ece": next((m.value for m in evaluation.scaled if m.key == "ece"), None) if evaluation else None,
+        "scaled_ece": next((m for m in evaluation.scaled if m.key == "ece"), None) if evaluation else None,
         "metrics": [] if evaluation is None else _metrics(evaluation),
         "confusions": [] if counts is None else _confusions(counts, names),
         "log": source.log(),
@@ -154,11 +154,11 @@ def _projection(source: Source, test: Predictions, names: list[str], confusion: 
 
 def _metrics(evaluation: Evaluation) -> list[dict[str, Any]]:
     """A line per metric, with its value after temperature scaling where that changes it."""
-    scaled = {metric.key: metric.value for metric in evaluation.scaled}
+    scaled = {metric.key: metric for metric in evaluation.scaled}
     lines = []
     for metric in evaluation.metrics:
         after = scaled.get(metric.key)
-        same = after is not None and np.isclose(after, metric.value, rtol=1e-9, atol=1e-12)
+        same = after is not None and np.isclose(after.value, metric.value, rtol=1e-9, atol=1e-12)
         lines.append({"metric": metric, "after": after, "same": same})
     return lines
 

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from labelsmooth import _checks
-from labelsmooth.training.listing import nearest
+from labelsmooth._text import nearest
 
 if TYPE_CHECKING:
     from labelsmooth.training.run import Settings

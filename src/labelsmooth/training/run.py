@@ -112,6 +112,8 @@ class RunFolder:
             raise DataError(f"there is no run folder {path}")
         if not folder.config_file.is_file():
             raise DataError(f"{path} is no run folder: it has no config.yaml, and nothing was trained in it")
+        if (folder.path / "manifest.json").is_file():
+            raise DataError(f"{path} is a comparison's folder: labelsmooth compare --resume goes on with it")
         return folder
 
     @property

@@ -26,16 +26,11 @@ from labelsmooth.training.run import RunFolder, Settings, environment
 
 @dataclass
 class Result:
-    """A finished run: its folder, what `summary.json` holds, and the figures on the test set.
-
-    Attributes:
-        interrupted: somebody asked to stop when there was nothing left to stop: while it was tested and drawn.
-    """
+    """A finished run: its folder, what `summary.json` holds, and the figures on the test set."""
 
     folder: Path
     summary: dict[str, Any]
     test: Evaluation
-    interrupted: bool = False
 
 
 def train(
@@ -317,9 +312,14 @@ def _finish(
             training.run(folder, reporter)
             result = _conclude(training, folder)
             summary = result.summary
+            training.stop.at_once()
             _draw_all(training, folder, reporter, plot)
-            result.interrupted = training.stop.asked
     except (KeyboardInterrupt, Stopped):
+        if summary is not None:
+            folder.log("interrupted while its report was drawn")
+            accuracy = summary["test"]["accuracy"]
+            saved = f"the finished run, test accuracy {accuracy:.4f}, without its report and pictures"
+            raise Interrupted(str(folder.path), saved, "report") from None
         folder.log(f"interrupted; saved after {training.saved or 'nothing'}")
         raise Interrupted(str(folder.path), training.saved) from None
     except TrainingError as error:
@@ -337,14 +337,11 @@ def _finish(
 
 
 def _draw_all(training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None) -> None:
-    """The report of a run that is finished: an interruption ends the drawing, and no more."""
-    try:
-        _draw(lambda: page.finish(folder.path), folder.path / "report.html", folder, reporter)
-        if plot is not None:
-            path, smoothing = Path(plot), training.plan.recipe.smoothing
-            _draw(lambda: panels.save(plots.curves(training.rows, smoothing), path), path, folder, reporter)
-    except KeyboardInterrupt:
-        reporter.note(f"the run is finished, its pictures are not: labelsmooth report {folder.path} draws them")
+    """The curves where they were asked for, and the report of a run that is finished."""
+    if plot is not None:
+        path, smoothing = Path(plot), training.plan.recipe.smoothing
+        _draw(lambda: panels.save(plots.curves(training.rows, smoothing), path), path, folder, reporter)
+    _draw(lambda: page.finish(folder.path), folder.path / "report.html", folder, reporter)
 
 
 def _draw(draw: Callable[[], object], path: Path, folder: RunFolder, reporter: Reporter) -> None:

@@ -11,13 +11,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """While it is entered, the first Ctrl-C or SIGTERM sets `asked`; a second one interrupts at once.
+    """While it is entered, the first Ctrl-C or SIGTERM sets `asked`; a second one, or after `at_once` any, interrupts.
 
     In a thread other than the main one, where Python delivers no signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._waits = True
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -32,7 +33,17 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def at_once(self) -> None:
+        """There is nothing more to save.
+
+        Raises:
+            KeyboardInterrupt: it has been asked to stop already.
+        """
+        self._waits = False
         if self.asked:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked or not self._waits:
             raise KeyboardInterrupt
         self.asked = True
