@@ -115,6 +115,10 @@ def no_target_on_masked(mass: np.ndarray) -> None:
         raise error("class_mask", "keep the true class of every kept row", f"a masked true class{where}")
 
 
+def empty_row(name: str = "input") -> ValueError:
+    return error(name, "have a finite value in every kept row", "a row that is -inf in all its classes")
+
+
 def empty_prior() -> None:
     rule = "keep a class that the prior gives mass to, in every kept row"
     raise error("class_mask", rule, "a prior of 0 on all kept classes")

@@ -306,5 +306,4 @@ def _check_values(
             np.moveaxis(z == -np.inf, dim, -1) if valid is None else classes_last(z == -np.inf) | ~classes_last(valid)
         )
         if (empty.all(-1) & kept).any():
-            rule = "have a finite value in every kept row"
-            raise _checks.error("logits", rule, "a row that is -inf in all its classes")
+            raise _checks.empty_row("logits")

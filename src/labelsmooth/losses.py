@@ -158,7 +158,7 @@ def cross_entropy_and_grad(
         z = np.where(np.broadcast_to(u.mask, (kept.size, count))[kept], z, -np.inf)
     top = z.max(axis=-1, keepdims=True)
     if np.isneginf(top).any():
-        raise _checks.error("logits", "have a finite value in every kept row", "a row that is -inf in all its classes")
+        raise _checks.empty_row("logits")
     with np.errstate(invalid="ignore"):
         z = z - top
         log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))

@@ -64,7 +64,7 @@ def check_logits(rows: np.ndarray, out: np.ndarray) -> None:
     """The kept `rows` ``[n, K]`` look like no distributions, and none is -inf in all classes but those `out`."""
     valid = rows[:, ~out] if out.any() else rows
     if np.isneginf(valid.max(axis=-1)).any():
-        raise _checks.error("y_pred", "have a finite value in every kept row", "a row that is -inf in all its classes")
+        raise _checks.empty_row("y_pred")
     # One row, or rows of 0 and 1, may be so by chance.
     if len(rows) < 2 or not rows.min() >= 0 or np.isin(rows, (0, 1)).all():
         return

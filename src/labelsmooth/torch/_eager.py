@@ -185,4 +185,4 @@ def _check_class_mask(
 def _check_finite_rows(logits: Tensor, keep: Tensor | None, dim: int) -> None:
     empty = logits.detach().isneginf().all(dim)
     if bool((empty if keep is None else empty & keep).any()):
-        raise _checks.error("input", "have a finite value in every kept row", "a row that is -inf in all its classes")
+        raise _checks.empty_row()

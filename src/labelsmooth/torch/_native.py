@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,6 +61,31 @@ def loss(call: Call) -> Tensor | None:
         return _run(call, _lay_out(call.input.detach(), call).rows, None)
     except _WrongValue:
         return None
+
+
+def takes(logits: Tensor) -> bool:
+    """Whether `loss_and_gradient_` can have these logits, ``[n, K]``."""
+    here = kernel is not None and logits.device.type == "cpu" and len(logits) > 0
+    return here and os.environ.get("LABELSMOOTH_PATH") != "eager"
+
+
+def loss_and_gradient_(logits: Tensor, labels: Tensor, smoothing: float, scale: float, checked: bool) -> Tensor:
+    """The losses of rows ``[n, K]``, which become the gradient of scale · Σ loss.
+
+    Raises:
+        ValueError: a label is out of range; or, where values are checked, a row is -inf in all its classes.
+    """
+    assert kernel is not None
+    losses = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
+    faults = kernel.cross_entropy(
+        _capsule(logits.detach()), _capsule(labels.contiguous()), _capsule(losses), _capsule(logits.detach()),
+        smoothing, ignore_index=-1, upstream_scalar=scale, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    if faults & kernel.UNDEFINED:
+        _checks.label_range(labels.numpy(), logits.shape[1], "target")
+    if faults and checked:
+        raise _checks.empty_row()
+    return losses
 
 
 class _WrongValue(Exception):

@@ -314,6 +314,12 @@ class Terms:
     total: Tensor
     row_weight: Tensor | None
 
+    @property
+    def plain(self) -> bool:
+        """Class ids that count alike, smoothed towards all classes alike, and nothing left out."""
+        others = (self.keep, self.valid, self.rows, self.table, self.inside, self.row_weight)
+        return self.ids is not None and not isinstance(self.vector, Tensor) and all(x is None for x in others)
+
     def part(self, rows: slice | Tensor) -> Terms:
         """Those of some of the rows."""
 
@@ -389,8 +395,7 @@ class Terms:
         """No kept row has the maximum -inf."""
         empty = top.isneginf()
         if bool((empty if self.keep is None else empty & self.keep[rows]).any()):
-            rule = "have a finite value in every kept row"
-            raise _checks.error("input", rule, "a row that is -inf in all its classes")
+            raise _checks.empty_row()
 
     def divisor(self, normalizer: Tensor | float | None) -> Tensor:
         """What ``"mean"`` divides by."""

@@ -12,6 +12,7 @@ from torch._C._autograd import _get_current_graph_task_keep_graph  # pyright: ig
 from torch.autograd.function import once_differentiable
 
 from labelsmooth import _checks
+from labelsmooth.torch import _native
 from labelsmooth.torch._shards import Prepared, Shards, local, local_like, members, settle
 from labelsmooth.torch._terms import (
     Terms,
@@ -270,6 +271,10 @@ def loss_and_gradient_(
     z: Tensor, terms: Terms, rows: slice, scale: Tensor, shards: Shards | None, checked: bool
 ) -> Tensor:
     """The losses of `rows`, whose logits over all classes here become the gradient of scale · Σ loss, in place."""
+    if shards is None and terms.plain and _native.takes(z):
+        assert terms.ids is not None
+        smoothing = 0.0 if terms.vector is None else float(terms.beta[0])
+        return _native.loss_and_gradient_(z, terms.ids[rows], smoothing, float(scale), checked)
     losses = torch.empty(len(z), dtype=terms.dtype, device=z.device)
     columns = slice(0, terms.width)
     for part in parts_of(z.shape, z.device) if shards is None else (slice(0, len(z)),):
