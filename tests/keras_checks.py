@@ -1,4 +1,4 @@
-"""What tests/test_keras_loss.py runs once per Keras backend, in a process of its own: ``keras_checks.py RESULTS``.
+"""What tests/test_keras_loss.py runs once per Keras backend, in a process of its own: ``keras_checks.py RESULTS [CHECK ...]``.
 
 RESULTS gets, for each `check_*`, null or the traceback of its failure. References are NumPy's float64 formulas,
 `labelsmooth.losses`, and Keras' own losses where they can do the same.
@@ -8,15 +8,19 @@ import doctest
 import importlib
 import json
 import os
+import re
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from pathlib import Path
 
+if os.environ["KERAS_BACKEND"] != "tensorflow":
+    sys.modules["tensorflow"] = None  # not installed, for all that Keras and this package know
+
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 import labelsmooth as ls
@@ -59,8 +63,12 @@ def host(x):
     return ops.convert_to_numpy(x)
 
 
-def value_and_gradient(f, z, dtype):
-    """f(z) and the gradient of its sum, computed by the backend itself."""
+def value_and_gradient(loss, y, z, dtype, activation=None, sample_weight=None):
+    """The loss of `y` and the activation of `z`, and the gradient of its sum, computed by the backend itself."""
+
+    def f(x):
+        return loss(y, x if activation is None else activation(x), sample_weight)
+
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -105,17 +113,13 @@ def close(actual, expected, dtype, eps=16.0, scale=None):
     assert np.array_equal(actual[~finite], expected[~finite], equal_nan=True), (actual, expected)
     if scale is None:
         scale = max(1.0, np.abs(expected[finite]).max(initial=0))
-    error = np.abs(actual - expected)[finite].max(initial=0)
+    error = np.abs(actual[finite] - expected[finite]).max(initial=0)
     assert error <= eps * np.finfo(dtype).eps * scale, f"{error} > {eps} eps {scale}"
 
 
 def refused(message, f, *arguments, **keywords):
-    try:
+    with pytest.raises(ValueError, match=re.escape(message)):
         f(*arguments, **keywords)
-    except ValueError as error:
-        assert message in str(error), f"{message!r} not in {error}"
-    else:
-        raise AssertionError(f"not refused: {message}")
 
 
 def warned(message, f, *arguments):
@@ -147,42 +151,38 @@ def check_values_and_gradients_agree_with_the_reference():
     ignored[[1, 4]] = -100
     unmasked = np.where(D.y == 2, 3, D.y)
     soft_unmasked = softmax(np.where(D.class_mask, D.q, -np.inf))
-    cases = [(D.y, {}), (D.onehot, {}), (D.onehot.astype(int), {}), (D.q, {}), (ignored, {})]
-    for target in (D.y, D.q, ignored):
-        if target is not D.q:
-            cases.append((target, dict(ignore_index=-100, prior=D.prior)))
+    cases = [(target, {}) for target in (D.y, D.onehot, D.onehot.astype(int), D.q, ignored)]
+    for target in (ignored, D.q):
         cases += [
             (target, dict(prior=D.prior)),
             (target, dict(class_prior=D.class_prior)),
             (target, dict(weight=D.w)),
             (target, dict(weight=D.w, weight_mode="example")),
-            (target, dict(weight=D.w, prior=D.prior)),
             (target, dict(weight=D.w, class_prior=D.class_prior)),
-            (target, dict(weight=D.w, weight_mode="example", class_prior=D.class_prior)),
+            (target, dict(weight=D.w, weight_mode="example", prior=D.prior)),
         ]
     for target in (unmasked, soft_unmasked):
         for kind in ({}, dict(prior=D.prior), dict(class_prior=D.class_prior), dict(weight=D.w)):
             cases.append((target, dict(class_mask=D.class_mask, **kind)))
     for dtype in FLOATS:
-        for target, options in cases:
-            for epsilon in (0.0, 0.1):
-                for reduction in ("none", "sum", "mean"):
-                    loss = SmoothedCrossentropy(True, epsilon, reduction=reduction, **options)
-                    z = D.z.astype(dtype)
-                    value, gradient = ls.losses.cross_entropy_and_grad(
-                        z, target, label_smoothing=epsilon, reduction=reduction, **options
-                    )
-                    factor = 1.0 / N if reduction == "mean" else 1.0
-                    actual, slope = value_and_gradient(lambda x: loss(target, x), z, dtype)
-                    try: close(actual, value, dtype)
-                    except AssertionError: print(options, target.shape, epsilon, reduction, actual, value); raise
-                    close(slope, gradient, dtype, scale=factor * max(1.0, D.w.max()))
-                    assert ops.dtype(actual) == dtype
-                    # The same from probabilities: through the softmax, the gradient is that of the logits.
-                    loss = SmoothedCrossentropy(False, epsilon, reduction=reduction, **options)
-                    actual, slope = value_and_gradient(lambda x: loss(target, ops.softmax(x, axis=-1)), z, dtype)
-                    close(actual, value, dtype, eps=64)
-                    close(slope, gradient, dtype, eps=64, scale=factor * max(1.0, D.w.max()))
+        z = D.z.astype(dtype)
+        for epsilon, reduction in ((0.1, "none"), (0.1, "mean"), (0.0, "mean"), (0.1, "sum")):
+            factor = (1.0 / N if reduction == "mean" else 1.0) * D.w.max()
+            for target, options in cases if reduction != "sum" else cases[::4]:
+                options = dict(options, label_smoothing=epsilon, reduction=reduction)
+                value, gradient = ls.losses.cross_entropy_and_grad(z, target, **options)
+                loss = SmoothedCrossentropy(True, **options)
+                actual, slope = value_and_gradient(loss, target, z, dtype)
+                assert ops.dtype(actual) == dtype
+                close(actual, value, dtype)
+                close(slope, gradient, dtype, scale=factor)
+                if reduction != "mean":
+                    continue
+                # The same from probabilities: through the softmax, the gradient is that of the logits.
+                loss = SmoothedCrossentropy(False, **options)
+                actual, slope = value_and_gradient(loss, target, z, dtype, ops.softmax)
+                close(actual, value, dtype, eps=64)
+                close(slope, gradient, dtype, eps=64, scale=factor)
 
 
 def check_labels_and_onehot_give_the_same_number_in_every_reduction():
@@ -210,26 +210,33 @@ def check_the_class_axis_and_every_shape_of_labels():
         close(SmoothedCrossentropy(False, 0.1, axis, None, prior=D.prior)(y, p), expected, "float32", eps=64)
     for dtype in ("uint8", "int16", "uint16", "int32", "uint32", "int64"):
         for labels in (D.y.astype(dtype), D.y.astype(dtype)[:, None]):
-            close(SmoothedCrossentropy(True)(labels, D.z.astype("float32")), ls.losses.cross_entropy(D.z, D.y), "float32")
+            close(
+                SmoothedCrossentropy(True)(labels, D.z.astype("float32")), ls.losses.cross_entropy(D.z, D.y), "float32"
+            )
     # As many rows as classes, and one example without a batch.
     square = D.z[:K].astype("float32")
     for target in (D.y[:K], D.y[:K, None], D.onehot[:K]):
         close(SmoothedCrossentropy(True)(target, square), ls.losses.cross_entropy(square, D.y[:K]), "float32")
     for target in (D.y[0], D.y[:1], D.onehot[0]):
-        close(SmoothedCrossentropy(True)(target, D.z[0].astype("float32")), ls.losses.cross_entropy(D.z[0], D.y[0]), "float32")
+        close(
+            SmoothedCrossentropy(True)(target, D.z[0].astype("float32")),
+            ls.losses.cross_entropy(D.z[0], D.y[0]),
+            "float32",
+        )
     # One class: the loss is 0, and a word about it.
     one = SmoothedCrossentropy(True, 0.1)
     for target in (np.zeros(3, int), np.ones((3, 1))):
-        warned("y_pred has one class", lambda target=target: close(one(target, np.ones((3, 1), "float32")), 0.0, "float32"))
+        warned(
+            "y_pred has one class", lambda target=target: close(one(target, np.ones((3, 1), "float32")), 0.0, "float32")
+        )
 
 
 def check_ids_beyond_float32():
-    count = 2**24 + 4
+    count, odd = 2**24 + 4, 2**24 + 1  # as float32 the odd id is 2**24
     z = np.zeros((1, count), "float32")
-    z[0, count - 2] = 20.0
-    expected = np.log(np.exp(0.0) * (count - 1) + np.exp(20.0)) - 20.0
-    for y in ([count - 2], [[count - 2]]):
-        # 2**24 + 2 and 2**24 + 3 differ, but not as float32 ids, of which 2**24 + 1 is none.
+    z[0, odd] = 20.0
+    expected = np.log(count - 1 + np.exp(20.0)) - 20.0
+    for y in ([odd], [[odd]]):
         np.testing.assert_allclose(host(SmoothedCrossentropy(True)(np.array(y), z)), expected, atol=1e-3)
         np.testing.assert_allclose(host(SmoothedCrossentropy(True)(np.array(y) - 1, z)), expected + 20.0, atol=1e-3)
 
@@ -240,7 +247,7 @@ def check_dtypes():
         for target in (D.y, D.q):
             value, gradient = ls.losses.cross_entropy_and_grad(rounded, target, label_smoothing=0.1)
             loss = SmoothedCrossentropy(True, 0.1)
-            actual, slope = value_and_gradient(lambda x: loss(target, x), rounded, dtype)
+            actual, slope = value_and_gradient(loss, target, rounded, dtype)
             assert ops.dtype(actual) == "float32"
             assert ops.dtype(slope) == dtype
             close(actual, value, "float32")
@@ -343,7 +350,7 @@ def check_rows_that_are_not_kept_have_loss_and_gradient_0():
         x = z if logits else np.where(kept[:, None], softmax(np.where(kept[:, None], z, 0)), np.nan)
         for options in ({}, dict(prior=D.prior), dict(class_prior=D.class_prior, weight=D.w)):
             loss = SmoothedCrossentropy(logits, 0.1, reduction=None, ignore_index=-7, **options)
-            value, slope = value_and_gradient(lambda x: loss(y, x), x.astype("float32"), "float32")
+            value, slope = value_and_gradient(loss, y, x.astype("float32"), "float32")
             assert (host(value)[~kept] == 0).all()
             assert (host(slope)[~kept] == 0).all()
             assert np.isfinite(host(slope)).all()
@@ -351,12 +358,16 @@ def check_rows_that_are_not_kept_have_loss_and_gradient_0():
         for reduction in ("sum", "mean", "sum_over_batch_size", "mean_with_sample_weight"):
             loss = SmoothedCrossentropy(logits, 0.1, reduction=reduction, ignore_index=-7)
             for s in (None, D.s):
-                value, slope = value_and_gradient(lambda x: loss(nothing, x, s), np.full((N, K), np.nan), "float32")
+                value, slope = value_and_gradient(loss, nothing, np.full((N, K), np.nan), "float32", None, s)
                 assert host(value) == 0
                 assert (host(slope) == 0).all()
     # Keras' mask does the same for soft targets, and in the binary loss.
     x = masked(z.astype("float32"), kept)
-    close(SmoothedCrossentropy(True, 0.1)(D.q, x), ls.losses.cross_entropy(z, D.q, mask=kept, label_smoothing=0.1), "float32")
+    close(
+        SmoothedCrossentropy(True, 0.1)(D.q, x),
+        ls.losses.cross_entropy(z, D.q, mask=kept, label_smoothing=0.1),
+        "float32",
+    )
     assert np.isfinite(host(SmoothedBinaryCrossentropy(True, 0.1)(D.onehot, x)))
 
 
@@ -364,7 +375,9 @@ def check_empty_batches():
     for logits in (True, False):
         for target in (np.zeros(0, int), np.zeros((0, K))):
             for reduction in ("sum", "mean", "sum_over_batch_size"):
-                value = host(SmoothedCrossentropy(logits, 0.1, reduction=reduction)(target, np.zeros((0, K), "float32")))
+                value = host(
+                    SmoothedCrossentropy(logits, 0.1, reduction=reduction)(target, np.zeros((0, K), "float32"))
+                )
                 assert value.shape == ()
                 assert value == 0
     assert host(SmoothedBinaryCrossentropy(True)(np.zeros((0, 2)), np.zeros((0, 2), "float32"))) == 0
@@ -380,7 +393,7 @@ def check_infinite_and_extreme_logits():
                 value, gradient = ls.losses.cross_entropy_and_grad(
                     z, target, label_smoothing=epsilon, reduction="none", prior=prior
                 )
-                actual, slope = value_and_gradient(lambda x: loss(np.array(target), x), z, dtype)
+                actual, slope = value_and_gradient(loss, np.array(target), z, dtype)
                 close(actual, value, dtype)
                 close(slope, gradient, dtype, scale=1.0)
 
@@ -389,16 +402,16 @@ def check_probabilities_are_not_clipped():
     tiny = float(np.finfo("float32").tiny)
     p = np.array([[1e-12, 1 - 1e-12], [1e-30, 1.0], [tiny, 1.0]], "float32")
     loss = SmoothedCrossentropy(reduction=None)
-    value, slope = value_and_gradient(lambda x: loss(np.zeros(3, int), x), p, "float32")
+    value, slope = value_and_gradient(loss, np.zeros(3, int), p, "float32")
     close(value, -np.log(p[:, 0].astype(float)), "float32")
     np.testing.assert_allclose(host(slope)[:, 0], -1.0 / p[:, 0].astype(float), rtol=1e-5)  # Keras: 0
     # Nothing left of p: +inf where the target has mass, and no nan, also through the softmax.
     for y, epsilon, expected in (([1], 0.0, 0.0), ([0], 0.0, np.inf), ([1], 0.1, np.inf)):
         loss = SmoothedCrossentropy(False, epsilon, reduction=None)
-        value, slope = value_and_gradient(lambda x: loss(np.array(y), x), [[0.0, 1.0]], "float32")
+        value, slope = value_and_gradient(loss, np.array(y), [[0.0, 1.0]], "float32")
         assert host(value) == expected
         assert np.isfinite(host(slope)).all()
-        value, slope = value_and_gradient(lambda x: loss(np.array(y), ops.softmax(x)), [[-300.0, 0.0]], "float32")
+        value, slope = value_and_gradient(loss, np.array(y), [[-300.0, 0.0]], "float32", ops.softmax)
         assert host(value) == expected
         assert np.isfinite(host(slope)).all()
     # Rows are divided by their sums, as Keras does; where values are at hand such rows are refused.
@@ -459,11 +472,11 @@ def check_binary_values_and_gradients():
                 expected = binary(y, D.z, epsilon, 0.5 if u is None else u).mean(-1)
                 for target in (y, y.astype(bool), y.astype(dtype)):
                     loss = SmoothedBinaryCrossentropy(True, epsilon, reduction=None, prior=u)
-                    value, slope = value_and_gradient(lambda x: loss(target, x), z, dtype)
+                    value, slope = value_and_gradient(loss, target, z, dtype)
                     close(value, expected, dtype)
                     close(slope, (sigmoid - smoothed) / K, dtype, scale=1.0)
                 loss = SmoothedBinaryCrossentropy(False, epsilon, reduction=None, prior=u)
-                value, slope = value_and_gradient(lambda x: loss(y, ops.sigmoid(x)), z, dtype)
+                value, slope = value_and_gradient(loss, y, z, dtype, ops.sigmoid)
                 close(value, expected, dtype, eps=2**12)  # 1 - p has lost what p is near 1
                 close(slope, (sigmoid - smoothed) / K, dtype, eps=2**12, scale=1.0)
 
@@ -481,7 +494,11 @@ def check_binary_keras_numbers_in_every_reduction():
             for a, b in ((y[:, 0], x[:, :1]), (y[:, :1], x[:, 0]), (y[:, :1], x[:, :1])):
                 close(ours(a, x[:, :1]), host(theirs(y[:, :1], x[:, :1])), "float32", eps=256)
                 if b.ndim == 1:
-                    close(ours(a, b), host(SmoothedBinaryCrossentropy(logits, 0.1, reduction=reduction)(a[:, 0], b)), "float32")
+                    close(
+                        ours(a, b),
+                        host(SmoothedBinaryCrossentropy(logits, 0.1, reduction=reduction)(a[:, 0], b)),
+                        "float32",
+                    )
     # An axis other than the last.
     y, z = np.stack([y, 1 - y], 1), np.stack([z, z + 1], 1)
     close(SmoothedBinaryCrossentropy(True, axis=1, reduction=None)(y, z), binary(y, z).mean(1), "float32")
@@ -497,11 +514,11 @@ def check_binary_extremes():
     z = np.array([[inf], [-inf], [1e4], [-1e4], [-inf], [0.0]])
     y = np.array([[1], [0], [1], [0], [1], [0]])
     loss = SmoothedBinaryCrossentropy(True, reduction=None)
-    value, slope = value_and_gradient(lambda x: loss(y, x), z, "float32")
+    value, slope = value_and_gradient(loss, y, z, "float32")
     close(value, [0, 0, 0, 0, inf, np.log(2.0)], "float32")
     close(slope, [[0], [0], [0], [0], [-1], [0.5]], "float32")
     loss = SmoothedBinaryCrossentropy(reduction=None)
-    value, slope = value_and_gradient(lambda x: loss(y[:4], x), [[1.0], [0.0], [0.0], [1.0]], "float32")
+    value, slope = value_and_gradient(loss, y[:4], [[1.0], [0.0], [0.0], [1.0]], "float32")
     close(value, [0, 0, inf, inf], "float32")
     assert np.isfinite(host(slope)).all()
 
@@ -529,7 +546,9 @@ def check_mistakes_in_arguments():
     refused("weight must hold numbers; got dtype object", new, weight={0: 1.0})
     refused("class_mask must be boolean; got dtype int64", new, class_mask=[1, 0])
     refused("class_mask must have shape (5,), as prior has; got (2,)", new, prior=D.prior, class_mask=[True, False])
-    refused("class_mask must keep a class that the prior gives mass to", new, prior=[1.0, 0.0], class_mask=[False, True])
+    refused(
+        "class_mask must keep a class that the prior gives mass to", new, prior=[1.0, 0.0], class_mask=[False, True]
+    )
     refused("class_mask must keep a class that the prior gives mass to", new, class_mask=[False, False])
     refused("prior must hold probabilities in [0, 1]; got 1.5", SmoothedBinaryCrossentropy, prior=1.5)
 
@@ -553,14 +572,23 @@ def check_mistakes_in_calls():
     refused("class_prior must have shape (5, 5)", SmoothedCrossentropy(True, class_prior=np.eye(2)), D.y, z)
     refused("axis must be an axis of y_pred; got 2", SmoothedCrossentropy(True, axis=2), D.y, z)
     refused("y_pred must have a known number of classes, at least one", loss, D.y, np.zeros((7, 0), "float32"))
-    refused("ignore_index must be negative where y_true is no class ids", SmoothedCrossentropy(True, ignore_index=0), D.q, z)
+    refused(
+        "ignore_index must be negative where y_true is no class ids", SmoothedCrossentropy(True, ignore_index=0), D.q, z
+    )
     only = SmoothedCrossentropy(True, class_mask=D.class_mask)
-    refused("class_mask must keep the true class of every kept row; got a masked true class in row 3", only, [0, 1, 3, 2, 2, 0, 0], z)
+    refused(
+        "class_mask must keep the true class of every kept row; got a masked true class in row 3",
+        only,
+        [0, 1, 3, 2, 2, 0, 0],
+        z,
+    )
     refused("class_mask must keep the true class", only, D.onehot * 0 + np.eye(K)[2], z)
     empty = z.copy()
     empty[2] = -np.inf
     refused("y_pred must have a finite value in every kept row", loss, D.y, empty)
-    refused("sample_weight must have the shape of the losses, (7,), or begin like it; got (5,)", loss, D.y, z, np.ones(5))
+    refused(
+        "sample_weight must have the shape of the losses, (7,), or begin like it; got (5,)", loss, D.y, z, np.ones(5)
+    )
     refused("sample_weight must have the shape of the losses", loss, D.y, z, np.ones((7, 5)))
     probabilities = SmoothedCrossentropy()
     refused("y_pred, with from_logits=False, must be non-negative and sum to 1", probabilities, D.y, z)
@@ -574,36 +602,42 @@ def check_mistakes_in_calls():
     refused("y_pred, with from_logits=False, must be in [0, 1]; got -0.5 at index 0, 0", half, [[0, 1]], [[-0.5, 0.5]])
     refused("y_true must have the shape of y_pred, (7, 5); got (7,)", half, D.y, np.full((7, 5), 0.5))
     refused("axis must be an axis of y_pred; got 3", SmoothedBinaryCrossentropy(axis=3), D.onehot, D.onehot)
-    refused("prior must have shape () or (5,); got (2,)", SmoothedBinaryCrossentropy(prior=[0.5, 0.5]), D.onehot, D.onehot)
+    refused(
+        "prior must have shape () or (5,); got (2,)", SmoothedBinaryCrossentropy(prior=[0.5, 0.5]), D.onehot, D.onehot
+    )
 
 
 # In a model.
 
 
 def check_fit_save_and_load():
-    options = dict(label_smoothing=0.1, prior=D.prior.astype("float32"), weight=D.w, weight_mode="example", ignore_index=-1)
+    options = dict(
+        label_smoothing=0.1, prior=D.prior.astype("float32"), weight=D.w, weight_mode="example", ignore_index=-1
+    )
     labels = D.labels.copy()
     labels[:5] = -1
-    for dense, logits in ((keras.layers.Dense(K), True), (keras.layers.Dense(K, activation="softmax"), False)):
+    kept = labels >= 0
+    for dense, logits in ((keras.layers.Dense(K, activation="softmax"), False), (keras.layers.Dense(K), True)):
         metrics = [NLL(logits, ignore_index=-1)]
         model = model_of(dense, loss=SmoothedCrossentropy(logits, **options), metrics=metrics)
-        z = np.asarray(model.predict(D.x, verbose=0), float)
-        z = z if logits else np.log(z)
-        reference = dict(options, label_smoothing=0.1, reduction="none")
-        kept = labels >= 0
+        kernel, bias = (w.astype(float) for w in model.get_weights())
         first = model.evaluate(D.x, labels, batch_size=48, verbose=0, return_dict=True)
-        rows = ls.losses.cross_entropy(z, labels, **reference)
+        rows = ls.losses.cross_entropy(D.x @ kernel + bias, labels, reduction="none", **options)
         np.testing.assert_allclose(first["loss"], rows.sum() / kept.sum(), rtol=1e-5)
-        hard = ls.losses.cross_entropy(z[kept], labels[kept])
+        hard = ls.losses.cross_entropy((D.x @ kernel + bias)[kept], labels[kept])
         np.testing.assert_allclose(first["nll"], hard, rtol=1e-5)
-        history = model.fit(D.x, labels[:, None], epochs=3, batch_size=16, verbose=0).history["loss"]
-        assert history[-1] < history[0]
-        copy = reloaded(model)
-        assert type(copy.loss) is SmoothedCrossentropy
-        assert copy.loss.get_config() == model.loss.get_config()
-        after = copy.evaluate(D.x, labels, verbose=0), model.evaluate(D.x, labels, verbose=0)
-        np.testing.assert_allclose(*after, rtol=1e-6)
-        copy.fit(D.x, labels, verbose=0)
+        data = dict(x=D.x, y=labels[:, None], batch_size=48, verbose=0)
+        history = model.fit(**data, epochs=3, validation_data=(D.x, D.labels), validation_batch_size=48).history
+        assert history["loss"][-1] < history["loss"][0]
+        kernel, bias = (w.astype(float) for w in model.get_weights())
+        hard = ls.losses.cross_entropy(D.x @ kernel + bias, D.labels)
+        np.testing.assert_allclose(history["val_nll"][-1], hard, rtol=1e-5)
+        assert abs(history["val_loss"][-1] - hard) > 1e-3
+    copy = reloaded(model)
+    assert type(copy.loss) is SmoothedCrossentropy
+    assert copy.loss.get_config() == model.loss.get_config()
+    after = (m.fit(**data).history["loss"] for m in (model, copy))
+    np.testing.assert_allclose(*after, rtol=1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras calls HDF5 legacy
         assert reloaded(model, ".h5").loss.get_config() == model.loss.get_config()
@@ -615,7 +649,7 @@ def check_the_first_step_of_fit_is_the_reference():
     onehot = np.eye(K, dtype="float32")[D.labels]
     kinds = [(D.labels, 0.1), (D.labels[:, None], 0.1), (onehot, 0.1), (onehot.astype("uint8"), 0.1), (smoothed, 0.0)]
     for jit in (False, True) if BACKEND == "tensorflow" else ("auto",):
-        for target, epsilon in kinds:
+        for target, epsilon in kinds[:2] if jit is True else kinds:
             model = model_of(keras.layers.Dense(K), loss=SmoothedCrossentropy(True, epsilon), jit_compile=jit)
             kernel, bias = (w.astype(float) for w in model.get_weights())
             loss, gradient = ls.losses.cross_entropy_and_grad(D.x @ kernel + bias, D.labels, label_smoothing=0.1)
@@ -630,7 +664,9 @@ def check_fit_with_weights_masks_and_halves():
     model = model_of(keras.layers.Dense(K), loss=SmoothedCrossentropy(True, 0.1))
     z = np.asarray(model.predict(D.x, verbose=0), float)
     rows = ls.losses.cross_entropy(z, D.labels, label_smoothing=0.1, reduction="none")
-    np.testing.assert_allclose(model.evaluate(D.x, D.labels, sample_weight=s, batch_size=48, verbose=0), (rows * s).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        model.evaluate(D.x, D.labels, sample_weight=s, batch_size=48, verbose=0), (rows * s).mean(), rtol=1e-5
+    )
     history = model.fit(D.x, D.labels, class_weight=dict(enumerate(D.w)), batch_size=48, verbose=0).history
     np.testing.assert_allclose(history["loss"][0], (rows * D.w[D.labels]).mean(), rtol=1e-5)
 
@@ -643,20 +679,24 @@ def check_fit_with_weights_masks_and_halves():
     tags = np.random.default_rng(6).integers(0, K, (3, 4))
     result = tagger.evaluate(tokens, tags, verbose=0, return_dict=True)
     kept = tokens != 0
-    np.testing.assert_allclose(result["loss"], ls.losses.cross_entropy(z, tags, mask=kept, label_smoothing=0.1), rtol=1e-5)
+    np.testing.assert_allclose(
+        result["loss"], ls.losses.cross_entropy(z, tags, mask=kept, label_smoothing=0.1), rtol=1e-5
+    )
     np.testing.assert_allclose(result["nll"], ls.losses.cross_entropy(z, tags, mask=kept), rtol=1e-5)
-    tagger.fit(tokens, tags, verbose=0)
 
-    mixed = model_of(keras.layers.Dense(K, dtype="mixed_float16"), loss=SmoothedCrossentropy(True, 0.1), metrics=[NLL(True)])
-    history = mixed.fit(D.x, D.labels, epochs=2, verbose=0).history
+    mixed = model_of(
+        keras.layers.Dense(K, dtype="mixed_float16"), loss=SmoothedCrossentropy(True, 0.1), metrics=[NLL(True)]
+    )
+    history = mixed.fit(D.x, D.labels, batch_size=48, verbose=0).history
     assert np.isfinite(history["loss"]).all()
 
     flags = (D.x[:, :3] > 0).astype("float32")
     loss = SmoothedBinaryCrossentropy(True, 0.1, prior=[0.2, 0.5, 0.8])
     model = model_of(keras.layers.Dense(3), loss=loss)
     z = np.asarray(model.predict(D.x, verbose=0), float)
-    np.testing.assert_allclose(model.evaluate(D.x, flags, batch_size=48, verbose=0), binary(flags, z, 0.1, loss.prior).mean(), rtol=1e-5)
-    model.fit(D.x, flags, verbose=0)
+    np.testing.assert_allclose(
+        model.evaluate(D.x, flags, batch_size=48, verbose=0), binary(flags, z, 0.1, loss.prior).mean(), rtol=1e-5
+    )
     copy = reloaded(model)
     assert type(copy.loss) is SmoothedBinaryCrossentropy
     assert copy.loss.get_config() == loss.get_config()
@@ -682,7 +722,9 @@ def check_mistakes_in_fit():
 def check_configurations():
     losses = [
         SmoothedCrossentropy(),
-        SmoothedCrossentropy(True, 0.1, 1, "none", "mine", "float32", weight=D.w, weight_mode="example", ignore_index=-1),
+        SmoothedCrossentropy(
+            True, 0.1, 1, "none", "mine", "float32", weight=D.w, weight_mode="example", ignore_index=-1
+        ),
         SmoothedCrossentropy(prior=D.prior.astype("float32"), class_mask=D.class_mask, reduction=None),
         SmoothedCrossentropy(class_prior=ops.convert_to_tensor(D.class_prior.astype("float32"))),
         SmoothedBinaryCrossentropy(True, 0.1, 1, "sum", "mine", "float64", prior=0.3),
@@ -748,17 +790,13 @@ def check_nll():
     close(metric.result(), ls.losses.cross_entropy(dense, tags), "float32")
     metric.reset_state()
     assert host(metric.result()) == 0
-    close(of(np.moveaxis(tags, 0, 0), np.moveaxis(dense, -1, 1), from_logits=True, axis=1), ls.losses.cross_entropy(dense, tags), "float32")
+    close(
+        of(np.moveaxis(tags, 0, 0), np.moveaxis(dense, -1, 1), from_logits=True, axis=1),
+        ls.losses.cross_entropy(dense, tags),
+        "float32",
+    )
     assert of([0], [[0.0, 1.0]]) == np.inf
     assert of([0, 1], [[0.0, 1.0], [0.0, 1.0]], [0.0, 1.0]) == 0
-    # Beside smoothed targets, and reported for the validation data by fit.
-    model = model_of(keras.layers.Dense(K), loss=SmoothedCrossentropy(True, 0.1), metrics=[NLL(True)])
-    history = model.fit(D.x, D.labels, validation_data=(D.x[:20], D.labels[:20]), verbose=0).history
-    z = np.asarray(model.predict(D.x[:20], verbose=0), float)
-    np.testing.assert_allclose(history["val_nll"][0], ls.losses.cross_entropy(z, D.labels[:20]), rtol=1e-5)
-    np.testing.assert_allclose(history["val_loss"][0], ls.losses.cross_entropy(z, D.labels[:20], label_smoothing=0.1), rtol=1e-5)
-    copy = reloaded(model)
-    assert copy.evaluate(D.x[:20], D.labels[:20], verbose=0, return_dict=True)["nll"] == history["val_nll"][0]
 
 
 def check_distributed_means():
@@ -793,21 +831,19 @@ def check_doctests():
         assert not failed
 
 
-def main(results):
+def main(results, *chosen):
     # Keras and its backends warn of themselves; what this package says is in user warnings, which are errors here.
     warnings.simplefilter("error", UserWarning)
     outcomes = {}
     for name, check in list(globals().items()):
-        if name.startswith("check_"):
-            start = time.process_time()
+        if name in chosen or (not chosen and name.startswith("check_")):
             try:
                 check()
                 outcomes[name] = None
             except Exception:
                 outcomes[name] = traceback.format_exc()
-            print(name, round(time.process_time()-start,1))
     Path(results).write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

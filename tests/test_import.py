@@ -1,6 +1,8 @@
 """`import labelsmooth` loads NumPy alone, and its public names are these."""
 
 import inspect
+import json
+import os
 import subprocess
 import sys
 
@@ -37,3 +39,19 @@ def test_public_names():
         signature = inspect.signature(function)
         bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
         assert str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)) == expected
+
+
+def test_public_names_of_keras():
+    code = """
+import inspect, json
+import labelsmooth.keras as k
+print(json.dumps([k.__all__, *(list(inspect.signature(getattr(k, name)).parameters) for name in k.__all__)]))
+"""
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    names, *parameters = json.loads(done.stdout)
+    assert names == ["NLL", "SmoothedBinaryCrossentropy", "SmoothedCrossentropy"]
+    common = ["from_logits", "label_smoothing", "axis", "reduction", "name", "dtype"]
+    arrays = ["weight", "weight_mode", "ignore_index", "prior", "class_prior", "class_mask"]
+    nll = ["from_logits", "axis", "ignore_index", "class_mask", "name", "dtype"]
+    assert parameters == [nll, [*common, "prior"], [*common, *arrays]]

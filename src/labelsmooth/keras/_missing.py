@@ -13,12 +13,11 @@ def explained(error: ModuleNotFoundError) -> ModuleNotFoundError:
     if name == "keras":
         message = "labelsmooth.keras needs Keras 3: pip install 'labelsmooth[keras]'"
     elif name in _BACKENDS:
-        chosen = "KERAS_BACKEND says" if "KERAS_BACKEND" in os.environ else "its configuration says, or by default,"
         others = " or ".join(f"KERAS_BACKEND={other}" for other in _BACKENDS if other != name)
-        message = (
-            f"Keras runs on {name} here, as {chosen} and {name} is not installed: pip install {name}; "
-            f"or set {others} before Keras is imported"
-        )
+        told = os.environ.get("KERAS_BACKEND") == name
+        chosen = f"KERAS_BACKEND is {name}" if told else f"without KERAS_BACKEND, Keras' backend is {name}"
+        advice = f"pip install {name}; or set {others} before Keras is imported"
+        message = f"{chosen}, and {name} is not installed: {advice}"
     else:
         return error
     return ModuleNotFoundError(message, name=error.name)

@@ -31,7 +31,8 @@ class SmoothedCrossentropy(RowLoss):
     divided by its sum, as Keras does. Nothing is clipped: where a target has mass on p = 0 the loss is +inf and the
     gradient of that class 0. (Below the smallest normal number, 1e-38 in float32, p counts as 0.) Keras clips p to
     [1e-7, 1 - 1e-7], which makes gradients 0 there, and on TensorFlow goes back to the logits of the last activation.
-    Logits (``from_logits=True``, no softmax in the model) have neither trouble: prefer them.
+    Logits (``from_logits=True``, no softmax in the model) have neither trouble: prefer them. (A float16 softmax gives 0
+    below 6e-8: under mixed precision its layer needs ``dtype="float32"``.)
 
     Args:
         from_logits: whether `y_pred` holds logits, or probabilities.
