@@ -29,7 +29,7 @@ from labelsmooth.training.torch_engine import TorchEngine
 BACKEND = os.environ["KERAS_BACKEND"]
 QUICK = {"epochs": 3, "batch_size": 128}
 # TensorFlow and JAX compile for seconds what PyTorch begins at once; it runs all cases in every suite.
-longer = pytest.mark.slow if BACKEND != "torch" else pytest.mark.usefixtures()
+longer = pytest.mark.slow if BACKEND != "torch" else lambda test: test
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,13 @@ def close(one, other, tolerance):
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        pytest.param("loss", {}, marks=longer),
+        pytest.param("loss", {}, marks=[] if BACKEND == "torch" else pytest.mark.slow),
         ("labels", {"weight_decay": 0.3}),  # so much that it is seen after one step
-        ("loss", {"prior": "class_frequency", "nesterov": True, "smoothing": 0.3}),
+        pytest.param(
+            "loss",
+            {"prior": "class_frequency", "nesterov": True, "smoothing": 0.3},
+            marks=pytest.mark.slow if BACKEND == "jax" else [],  # half a minute of XLA
+        ),
     ],
 )
 def test_minigooglenet_is_that_of_pytorch(colour, method, changes):
