@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from labelsmooth import _files, losses
-from labelsmooth._errors import Interrupted, TrainingError
+from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.cli import main
 from labelsmooth.evaluation import load_predictions
 from labelsmooth.keras import load_run
@@ -269,6 +269,13 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch)
         close(first[name].numpy(), second[name].numpy() + 0.0, 1e-4)
     longer = resume(resumed.folder, epochs=4)
     assert longer.summary["epochs"] == 4
+    torchs = train("digits", out=tmp_path, **QUICK).folder
+    config = torchs / "config.yaml"
+    _files.write_text(config, config.read_text().replace("framework: torch", "framework: keras"))
+    with pytest.raises(
+        DataError, match=r"last.safetensors was not made with Keras \(it has no momentum of network\.body"
+    ):
+        resume(torchs, epochs=4)
 
 
 @longer

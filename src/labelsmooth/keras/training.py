@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import torch
 
-from labelsmooth._errors import TrainingError
+from labelsmooth._errors import DataError, TrainingError
 from labelsmooth.evaluation import Predictions
 from labelsmooth.keras import models
 from labelsmooth.keras.losses import SmoothedCrossentropy
@@ -241,6 +241,8 @@ class KerasEngine:
         state, optimizer, tensors = checkpoints.load_training(path, self.twin)
         self._take_weights()
         for name, momentum in self._momentum().items():
+            if f"{name}/{_MOMENTUM}" not in optimizer:
+                raise DataError(f"the checkpoint {path} was not made with Keras (it has no momentum of {name})")
             momentum.assign(models.to_keras(optimizer[f"{name}/{_MOMENTUM}"].numpy()))
         if "running" in state:
             self._running = _Epoch(len(state["rows"]), tensors["sums"].numpy(), **state["running"])
