@@ -463,3 +463,15 @@ Z, Y = torch.zeros(2, 3), torch.tensor([0, 2])
 def test_errors_name_the_argument_the_rule_and_the_value(input, target, options, message):
     with pytest.raises(ValueError, match=message):
         cross_entropy(input, target, **options)
+
+
+@pytest.mark.parametrize("name", ["target", "weight", "prior", "class_prior", "mask", "class_mask"])
+def test_tensors_on_several_devices_are_refused(name):
+    here = {
+        "target": torch.zeros(3, dtype=torch.int64), "weight": torch.ones(4), "prior": torch.full((4,), 0.25),
+        "class_prior": torch.full((4, 4), 0.25), "mask": torch.ones(3, dtype=torch.bool),
+        "class_mask": torch.ones(4, dtype=torch.bool),
+    }  # fmt: skip
+    given = {"target": here["target"], name: here[name].to("meta")}
+    with pytest.raises(ValueError, match=f"{name} must be on the device of input, cpu; got meta"):
+        cross_entropy(torch.zeros(3, 4), **given)

@@ -100,6 +100,12 @@ def cross_entropy(
     mask = as_tensor(mask, "mask", input.device)
     class_mask = as_tensor(class_mask, "class_mask", input.device)
     _check_shapes(input, target, weight, prior, class_prior, mask, class_mask)
+    for name, x in (
+        ("target", target), ("weight", weight), ("prior", prior), ("class_prior", class_prior), ("mask", mask),
+        ("class_mask", class_mask),
+    ):  # fmt: skip
+        if x is not None and x.device != input.device:
+            raise _checks.error(name, f"be on the device of input, {input.device}", x.device)
     if target.dim() == input.dim() and ignore_index >= 0:
         raise _checks.error("ignore_index", "be negative where target is no class ids (use mask)", ignore_index)
     if inplace and input.requires_grad and input.is_leaf and torch.is_grad_enabled():
