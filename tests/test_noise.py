@@ -114,7 +114,7 @@ def test_other_options_do_not_move_the_noise(tmp_path):
 
     class Look(Reporter):
         def begin(self, training, folder):
-            noted[folder.parent.name] = training.labels.numpy().copy(), training.data.noise
+            noted[folder.parent.name] = training.engine.labels.numpy().copy(), training.plan.data.noise
 
     for name, options in {
         "loss": {"smoothing": 0.0}, "labels": {"method": "labels", "smoothing": 0.3, "prior": "class_frequency", "lr": 0.01},

@@ -121,7 +121,9 @@ def keras(request, tmp_path_factory):
     names = [
         item.callspec.params["case"].name
         for item in request.session.items
-        if item.originalname == "test_keras" and item.callspec.params["keras"] == request.param
+        if item.path == request.path
+        and item.originalname == "test_keras"
+        and item.callspec.params["keras"] == request.param
     ]
     file = tmp_path_factory.mktemp("keras") / f"{request.param}.npz"
     result = subprocess.run(
