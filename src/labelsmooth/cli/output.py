@@ -183,7 +183,7 @@ def _describe(training: Any, folder: Path) -> str:
         f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test",
         f"model       {recipe.model}, {engine.parameters:,} trainable parameters",
         f"training    recipe {recipe.name}: {recipe.epochs:g} epochs of {plan.steps_per_epoch} steps of "
-        f"{recipe.batch_size}, seed {settings.seed}",
+        f"{recipe.batch_size}{_parts(settings)}, seed {settings.seed}",
         f"device      {engine.device}, {engine.precision_reason}",
     ]
     if settings.framework == "keras":
@@ -211,6 +211,10 @@ def _describe(training: Any, folder: Path) -> str:
     else:
         lines.append("smoothing   0: hard labels")
     return "\n".join([*lines, f"run         {folder}", ""])
+
+
+def _parts(settings: Any) -> str:
+    return f" in {settings.accumulate} parts (batch norm sees each alone)" if settings.accumulate > 1 else ""
 
 
 def _epoch_line(row: dict[str, Any], best: bool, epochs: int) -> str:

@@ -37,6 +37,7 @@ def train(
     precision: Literal["auto", "float64", "float32", "bfloat16"] | None = None,
     deterministic: bool | None = None,
     compile: bool | None = None,
+    accumulate: WholeNumber | None = None,
     track: str | None = None,
     framework: str | None = None,
     keras_backend: Literal["tensorflow", "jax", "torch"] | None = None,
@@ -75,6 +76,8 @@ def train(
         precision: of convolutions; auto takes what the device is fast in.
         deterministic: refuse operations that are not deterministic.
         compile: put the network through torch.compile; on a GPU, with CUDA graphs, that is the default.
+        accumulate: compute each batch in so many parts, for less memory; the same step, but for batch norm; 1 if not
+            given.
         track: also hand the run to this tracker: tensorboard (which writes to RUN/tracking), wandb, mlflow or another
             that Accelerate knows; pip install 'labelsmooth[track]'.
         framework: torch (the default), or keras: through Keras' fit, with the models minigooglenet and small; pip
@@ -91,8 +94,8 @@ def train(
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "weight_decay": weight_decay,
         "dropout": dropout, "image_size": image_size, "image_column": image_column, "label_column": label_column,
         "noise": noise, "val_split": val_split, "seed": seed, "device": device, "precision": precision,
-        "deterministic": deterministic, "compile": compile, "track": track, "framework": framework,
-        "keras_backend": keras_backend, "out": out,
+        "deterministic": deterministic, "compile": compile, "accumulate": accumulate, "track": track,
+        "framework": framework, "keras_backend": keras_backend, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     from labelsmooth import training

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from labelsmooth import _checks
-from labelsmooth.training.listing import nearest
+from labelsmooth._text import nearest
 
 if TYPE_CHECKING:
     from labelsmooth.training.run import Settings
@@ -44,6 +44,7 @@ def check(settings: Settings) -> None:
         ("precision", recipe.precision, ("auto", "float32"), "be float32 or auto"),
         ("device", settings.device, ("auto",), "be auto (Keras' backend chooses it)"),
         ("deterministic", settings.deterministic, (False,), "be false"),
+        ("accumulate", settings.accumulate, (1,), "be 1"),
         ("compile", settings.compile, (None, False), "be false (Keras compiles as its backend can)"),
     ]
     for option, value, allowed, rule in rules:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labelsmooth import priors
-from labelsmooth.training import models
+from labelsmooth import _checks, priors
+from labelsmooth.training import dropout, models
 from labelsmooth.training.augmentation import Augmentation
 from labelsmooth.training.data import ImageData
 from labelsmooth.training.run import Settings
@@ -29,11 +29,14 @@ class Plan:
         floor: the least that the smoothed training loss can be.
 
     Raises:
-        ValueError: there are fewer training examples than a batch.
+        ValueError: there are fewer training examples than a batch, or fewer examples in a batch than parts.
     """
 
     def __init__(self, settings: Settings, data: ImageData) -> None:
         self.settings, self.data, self.recipe = settings, data, settings.recipe
+        if settings.accumulate > self.recipe.batch_size:
+            rule = f"be at most the batch size, {self.recipe.batch_size}"
+            raise _checks.error("accumulate", rule, settings.accumulate)
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.total_steps = max(1, round(self.recipe.epochs * self.steps_per_epoch))
         self.schedule = self.recipe.make_schedule()
@@ -67,6 +70,10 @@ class Plan:
     def augmentation(self, epoch: int, device: torch.device) -> Augmentation:
         draws, first_flips = self._draws("augmentation", epoch), self._draws("flip")
         return Augmentation(self.recipe, len(self.data.train), epoch, draws, first_flips, device)
+
+    def dropout_keys(self, epoch: int, rows: Tensor) -> Tensor:
+        """What `labelsmooth.training.dropout.Dropout` draws by, for some rows of the training split."""
+        return dropout.keys(self.seed("dropout", epoch), rows)
 
     def _draws(self, purpose: str, *position: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed(purpose, *position))

@@ -47,6 +47,7 @@ class Settings:
     track: str | None = None
     framework: str = "torch"
     keras_backend: str | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):
@@ -68,6 +69,7 @@ class Settings:
             raise _checks.error("compile", "be true or false", repr(self.compile))
         if not isinstance(self.deterministic, bool):
             raise _checks.error("deterministic", "be true or false", repr(self.deterministic))
+        object.__setattr__(self, "accumulate", _checks.class_count(self.accumulate, "accumulate"))
         frameworks.check(self)
 
     def flat(self) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def train(
     device: str = "auto",
     deterministic: bool = False,
     compile: bool | None = None,
+    accumulate: int = 1,
     track: str | None = None,
     framework: str = "torch",
     keras_backend: str | None = None,
@@ -78,6 +79,8 @@ def train(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         deterministic: refuse operations that are not deterministic.
         compile: put the network through `torch.compile`, with CUDA graphs on a GPU; None: on a GPU only.
+        accumulate: compute each batch in so many parts and add up their gradients, for less memory: the same step, up
+            to rounding, but that batch norm sees each part alone.
         track: hand settings and figures to this tracker of Accelerate's too, such as ``"tensorboard"``, which writes to
             ``tracking`` in the run's folder; None: to none. One that fails does not end the training.
         framework: ``"torch"``, or ``"keras"``: through `fit` of Keras 3, with the same data, order, augmentation and
@@ -113,7 +116,8 @@ def train(
     settings, images = prepare(
         data, recipe, reporter=reporter, val_split=val_split, seed=seed, image_size=image_size,
         image_column=image_column, label_column=label_column, noise=noise, device=device, deterministic=deterministic,
-        compile=compile, track=track, framework=framework, keras_backend=keras_backend, **changes,
+        compile=compile, accumulate=accumulate, track=track, framework=framework,
+        keras_backend=keras_backend, **changes,
     )  # fmt: skip
     training = Training(settings, images)
     return start(training, RunFolder.create(Path(out), images.name), reporter, plot)
@@ -133,6 +137,7 @@ def prepare(
     device: str = "auto",
     deterministic: bool = False,
     compile: bool | None = None,
+    accumulate: int = 1,
     track: str | None = None,
     framework: str = "torch",
     keras_backend: str | None = None,
@@ -146,7 +151,7 @@ def prepare(
     source = str(data) if isinstance(data, Path) else data
     first = (named or recipes.CLASSIC).changed(**changes)
     settings = Settings(source, first, val_split, seed, image_size, image_column, label_column, device, deterministic,
-        compile, None if noise is None else str(noise), track, framework, keras_backend,
+        compile, None if noise is None else str(noise), track, framework, keras_backend, accumulate,
     )  # fmt: skip
     if framework == "keras":
         settings = replace(settings, keras_backend=frameworks.use_keras(keras_backend))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelsmooth._errors import TrainingError
+from labelsmooth._errors import DataError, TrainingError
 from labelsmooth.evaluation import Predictions
 from labelsmooth.targets import smooth_labels
 from labelsmooth.torch import cross_entropy
@@ -40,15 +40,13 @@ class _Epoch:
 
     Attributes:
         number: which it is, from 0.
-        losses: of its steps, those to come 0.
-        sums: of the NLL and of hits over the examples seen, float64 ``[2]``.
+        figures: of each step the loss, the sum of the NLL and the hits, float64 ``[steps, 3]``; of those to come 0.
         steps: how many are done.
         seconds: how long they took.
     """
 
     number: int
-    losses: Tensor
-    sums: Tensor
+    figures: Tensor
     steps: int = 0
     seconds: float = 0.0
 
@@ -68,7 +66,6 @@ class TorchEngine:
         self.device = choose_device(plan.settings.device)
         self.precision, self.precision_reason = choose_precision(recipe.precision, self.device)
         self._running: _Epoch | None = None
-        self._generators: dict[str, Tensor] = {}
 
         model = initial_model(plan)
         dtype = storage_dtype(self.precision)
@@ -94,7 +91,8 @@ class TorchEngine:
 
     def _compiled(self) -> torch.nn.Module:
         """The model, compiled for batches of one size."""
-        mode = "reduce-overhead" if self.on_gpu else "default"
+        # A CUDA graph's gradients lie where its next run puts its own: parts of a batch could not be added up.
+        mode = "reduce-overhead" if self.on_gpu and self.plan.settings.accumulate == 1 else "default"
         return torch.compile(self.model, mode=mode, dynamic=False)  # pyright: ignore[reportReturnType]
 
     @property
@@ -107,18 +105,16 @@ class TorchEngine:
 
     @contextmanager
     def global_state(self) -> Iterator[None]:
-        """Leave PyTorch's global generator and switches as they were."""
-        devices = [self.device] if self.on_gpu else []
+        """Leave PyTorch's switches as they were; its global generators are not drawn from."""
         before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-        with torch.random.fork_rng(devices=devices):
-            try:
-                if self.plan.settings.deterministic:
-                    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which PyTorch asks for
-                    torch.use_deterministic_algorithms(True)
-                with self._as_far_as_it_compiles():
-                    yield
-            finally:
-                torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        try:
+            if self.plan.settings.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which PyTorch asks for
+                torch.use_deterministic_algorithms(True)
+            with self._as_far_as_it_compiles():
+                yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
     def _as_far_as_it_compiles(self) -> AbstractContextManager[None]:
         """What PyTorch cannot compile here runs as it is, with PyTorch's warning."""
@@ -128,13 +124,14 @@ class TorchEngine:
 
         return torch._dynamo.config.patch(suppress_errors=True)  # pyright: ignore[reportReturnType]
 
-    def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """The smoothed loss of a batch, by the recipe's method."""
+    def loss(self, logits: Tensor, rows: Tensor, whole: int) -> Tensor:
+        """The share of some rows in the mean smoothed loss of a batch of `whole`, by the recipe's method."""
         if self.targets is not None:
-            return cross_entropy(logits, self.targets[self.labels[rows]], validate=False)
+            return cross_entropy(logits, self.targets[self.labels[rows]], normalizer=whole, validate=False)
         return cross_entropy(
-            logits, self.labels[rows], label_smoothing=self.recipe.smoothing, prior=self._loss_prior, validate=False
-        )
+            logits, self.labels[rows], label_smoothing=self.recipe.smoothing, prior=self._loss_prior,
+            normalizer=whole, validate=False,
+        )  # fmt: skip
 
     @property
     def begun(self) -> tuple[int, float]:
@@ -146,9 +143,7 @@ class TorchEngine:
         tensors = {}
         if self._running is not None:
             state = {**state, "running": {"steps": self._running.steps, "seconds": self._running.seconds}}
-            tensors = {"losses": self._running.losses, "sums": self._running.sums, "rng": torch.get_rng_state()}
-            if self.on_gpu:
-                tensors["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+            tensors = {"figures": self._running.figures}
         optimizer = optimizers.state_tensors(self.model, self.optimizer)
         checkpoints.save_training(folder, self.model, optimizer, state, tensors)
 
@@ -161,9 +156,9 @@ class TorchEngine:
         state, optimizer, tensors = checkpoints.load_training(path, self.model)
         optimizers.put_state(self.model, self.optimizer, optimizer)
         if "running" in state:
-            losses, sums = (tensors[name].to(self.device) for name in ("losses", "sums"))
-            self._running = _Epoch(len(state["rows"]), losses, sums, **state["running"])
-            self._generators = {name: tensors[name] for name in ("rng", "cuda_rng") if name in tensors}
+            if "figures" not in tensors:
+                raise DataError(f"{path} was made in the middle of an epoch, by another version of labelsmooth")
+            self._running = _Epoch(len(state["rows"]), tensors["figures"].to(self.device), **state["running"])
         return state
 
     def save_weights(self, path: Path, state: dict[str, Any]) -> None:
@@ -195,13 +190,14 @@ class TorchEngine:
             now = time.perf_counter()
             running.seconds = before + now - began
             if now - tick >= _TICK or step == steps - 1 or self.stop.asked:
-                tick, checked = now, self._check_losses(running.losses, checked, step + 1, epoch, lr)
-                reporter.step(epoch, step + 1, steps, float(running.losses[step]))
+                tick, checked = now, self._check_losses(running.figures[:, 0], checked, step + 1, epoch, lr)
+                reporter.step(epoch, step + 1, steps, float(running.figures[step, 0]))
             if self.stop.asked:
                 raise Stopped
-        loss = float(running.losses.double().mean())
-        total, hits = (float(value) for value in running.sums)
-        return self.plan.row(epoch, loss=loss, nll=total, hits=hits, seconds=running.seconds)
+        losses, nll, hits = running.figures.cpu().unbind(1)
+        return self.plan.row(
+            epoch, loss=float(losses.mean()), nll=float(nll.sum()), hits=float(hits.sum()), seconds=running.seconds
+        )
 
     def end_epoch(self) -> None:
         self._running = None
@@ -209,17 +205,9 @@ class TorchEngine:
     def _begin(self, epoch: int, steps: int) -> _Epoch:
         """The epoch that is to run, or to run on after an interruption in its middle."""
         if self._running is None or self._running.number != epoch:
-            torch.manual_seed(self.plan.seed("dropout", epoch))
-            losses = torch.zeros(steps, dtype=self.model.dtype, device=self.device)
-            self._running = _Epoch(epoch, losses, torch.zeros(2, dtype=torch.float64, device=self.device))
-        elif self._generators:
-            torch.manual_seed(self.plan.seed("dropout", epoch, self._running.steps))  # on a device that was not there
-            torch.set_rng_state(self._generators["rng"])
-            if "cuda_rng" in self._generators and self.on_gpu:
-                torch.cuda.set_rng_state(self._generators["cuda_rng"], self.device)
-            self._generators = {}
-        missing = steps - len(self._running.losses)  # a last fraction of an epoch may have become a whole one
-        self._running.losses = F.pad(self._running.losses, (0, missing))
+            self._running = _Epoch(epoch, torch.zeros(steps, 3, dtype=torch.float64, device=self.device))
+        missing = steps - len(self._running.figures)  # a last fraction of an epoch may have become a whole one
+        self._running.figures = F.pad(self._running.figures, (0, 0, 0, missing))
         return self._running
 
     def _set_rates(self, epoch: int, step: int) -> float:
@@ -231,44 +219,61 @@ class TorchEngine:
 
     def _step(self, rows: Tensor, augment: Augmentation, running: _Epoch, share: float) -> None:
         """One batch; nothing in it waits for a GPU."""
-        logits, loss, rows = self.gradients(rows, augment, share, self.network)
+        figures = running.figures[running.steps]
+        figures.zero_()  # of a step that did not come to its end
+        for part in rows.tensor_split(self.plan.settings.accumulate):
+            logits, loss, part = self.gradients(part, augment, share, self.network, len(rows))
+            with torch.no_grad():
+                nll = F.cross_entropy(logits.to(self.model.dtype), self.labels[part], reduction="sum")
+                hits = (logits.argmax(1) == self.labels[part]).sum()
+                figures += torch.stack([loss.double(), nll.double(), hits.double()])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            running.losses[running.steps] = loss
-            running.sums[0] += F.cross_entropy(logits.to(running.losses.dtype), self.labels[rows], reduction="sum")
-            running.sums[1] += (logits.argmax(1) == self.labels[rows]).sum()
         running.steps += 1
 
     def gradients(
-        self, rows: Tensor, augment: Augmentation, share: float, network: torch.nn.Module
+        self, rows: Tensor, augment: Augmentation, share: float, network: torch.nn.Module, whole: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The logits and the loss of a batch, its gradients left in the parameters; and `rows` on the device."""
+        """The logits and the loss of a part of a batch, its gradients added to the parameters'.
+
+        Args:
+            rows: the part, ``int64[n]``.
+            augment: of the epoch.
+            share: of the steps that are done.
+            network: the model, or what stands for it.
+            whole: how many examples the batch has.
+
+        Returns:
+            Logits; the part's share of the batch's mean loss; and `rows` on the device.
+        """
         pixels, rows = self.feed.batch(rows), rows.to(self.device, non_blocking=True)
         x = augment(self.model.normalise(pixels), rows)
         if share < self.recipe.small_share:
             x = smaller(x, self.recipe.small_scale)
+        keys = self.plan.dropout_keys(augment.epoch, rows) if self.recipe.dropout else None
         with self.model.autocast(self.precision):
-            logits = network(x)
-        loss = self.loss(logits, rows)
+            logits = network(x, keys)
+        loss = self.loss(logits, rows, whole)
         loss.backward()
-        return logits, loss, rows
+        return logits, loss.detach(), rows
 
     def _fitting_batch(self, augment: Augmentation) -> str:
-        """What to say when the device's memory is too small: the largest halved batch that a step fits with."""
-        size = self.recipe.batch_size
+        """What to say when the device's memory is too small: the largest halved batch, or part of one, that fits."""
+        batch = self.recipe.batch_size
+        size = part = -(-batch // self.plan.settings.accumulate)
         while size > 1:
             size //= 2
             self.optimizer.zero_grad(set_to_none=True)
             if self.on_gpu:
                 torch.cuda.empty_cache()
             try:
-                self.gradients(torch.arange(size, device=self.feed.rows_on), augment, 1.0, self.model)
+                self.gradients(torch.arange(size, device=self.feed.rows_on), augment, 1.0, self.model, size)
             except torch.OutOfMemoryError:
                 continue
+            what = f"a batch of {batch}" if part == batch else f"a batch of {batch} in parts of {part}"
             return (
-                f"the memory of {self.device} is too small for a batch of {self.recipe.batch_size}; "
-                f"{size} would fit: --batch-size {size}"
+                f"the memory of {self.device} is too small for {what}; {size} would fit: --batch-size {size}, or "
+                f"--accumulate {-(-batch // size)} for the same batch in parts"
             )
         return f"the memory of {self.device} is too small for a single image; try --image-size or another --model"
 
@@ -330,7 +335,9 @@ class TorchEngine:
                     if self.on_gpu:
                         torch.cuda.synchronize(self.device)
                     began = time.perf_counter()
-                self.gradients(order[: recipe.batch_size].to(self.feed.rows_on), augment, share, self.network)
+                rows = order[: recipe.batch_size].to(self.feed.rows_on)
+                for part in rows.tensor_split(self.plan.settings.accumulate):
+                    self.gradients(part, augment, share, self.network, len(rows))
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
             if self.on_gpu:
