@@ -107,7 +107,7 @@ def test_a_part_is_what_the_memory_has_to_hold(monkeypatch, tmp_path, undrawn):
     [
         (0, "accumulate must be a whole number of at least 1; got 0"),
         (1.5, "accumulate must be a whole number of at least 1; got 1.5"),
-        (65, "accumulate must be at most the batch size, 64; got 65"),
+        (65, "batch_size must be at least 65: accumulate 65 times devices 1; got 64"),
     ],
 )
 def test_numbers_of_parts_that_cannot_be(accumulate, message, tmp_path):

@@ -186,6 +186,9 @@ def _describe(training: Any, folder: Path) -> str:
         f"{recipe.batch_size}{_parts(settings)}, seed {settings.seed}",
         f"device      {engine.device}, {engine.precision_reason}",
     ]
+    if settings.devices > 1:
+        norm = "batch norm over all of them" if engine.on_gpu else "batch norm sees each one's share of a batch alone"
+        lines.append(f"devices     {settings.devices} processes; {norm}")
     if settings.framework == "keras":
         lines.append(f"framework   Keras {engine.versions['keras']} on {settings.keras_backend}")
     if data.noise is not None:

@@ -34,9 +34,10 @@ class Plan:
 
     def __init__(self, settings: Settings, data: ImageData) -> None:
         self.settings, self.data, self.recipe = settings, data, settings.recipe
-        if settings.accumulate > self.recipe.batch_size:
-            rule = f"be at most the batch size, {self.recipe.batch_size}"
-            raise _checks.error("accumulate", rule, settings.accumulate)
+        parts = settings.accumulate * settings.devices
+        if self.recipe.batch_size < parts:
+            rule = f"be at least {parts}: accumulate {settings.accumulate} times devices {settings.devices}"
+            raise _checks.error("batch_size", rule, self.recipe.batch_size)
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.total_steps = max(1, round(self.recipe.epochs * self.steps_per_epoch))
         self.schedule = self.recipe.make_schedule()
@@ -105,8 +106,13 @@ class Plan:
         }
 
 
-def initial_model(plan: Plan) -> models.Classifier:
-    """The recipe's network behind its input's normalisation, with the weights that the seed gives."""
+def initial_model(plan: Plan, *, fitted: bool = True) -> models.Classifier:
+    """The recipe's network behind its input's normalisation, with the weights that the seed gives.
+
+    Args:
+        plan: of the training.
+        fitted: whether it has looked at the training images; if not, another process's model takes its place.
+    """
     recipe, data = plan.recipe, plan.data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed("weights"))
@@ -114,7 +120,8 @@ def initial_model(plan: Plan) -> models.Classifier:
             recipe.model, image_shape=data.image_shape, num_classes=data.num_classes, dropout=recipe.dropout
         )
         model = models.Classifier(network, data.image_shape)
-        model.fit_to(data.train)
+        if fitted:
+            model.fit_to(data.train)
     return model
 
 
