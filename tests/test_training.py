@@ -500,7 +500,7 @@ def test_the_classic_recipe_learns_on_cifar10(cifar10_copy, tmp_path):
         pq.write_table(
             pq.read_table(cifar10_copy / f"{name}.parquet").slice(0, count), tmp_path / "some" / f"{name}.parquet"
         )
-    result = train(tmp_path / "some", epochs=2, lr=0.02, out=tmp_path)
+    result = train(tmp_path / "some", epochs=2, lr=0.02, seed=2, out=tmp_path)
     assert result.summary["model"] == "minigooglenet"
     assert result.summary["parameters"] == 1_652_826
     assert result.test.classes[0].name == "airplane"

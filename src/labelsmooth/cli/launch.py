@@ -38,7 +38,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     from labelsmooth.training.devices import processor_cores
 
     # Here, so that it outlives all of them.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore
     environment = {
         **os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True", ranks.LAUNCHED: "1",

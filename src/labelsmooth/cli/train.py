@@ -130,8 +130,7 @@ def train(
             )
     else:
         settings = (_from_config(config, set(options)) if config is not None else {}) | given
-        count = _count(settings.get("devices", 1), settings.get("device", "auto"))
-        if count > 1 and here is None:
+        if here is None and (count := _count(settings.get("devices", 1), settings.get("device", "auto"))) > 1:
             return launch.launch(count, _words(**given, config=config, plot=plot, json=json))
         configured = settings.pop("plot", None)
         plot = plot or configured

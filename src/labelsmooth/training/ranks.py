@@ -246,7 +246,7 @@ def _met(rank: int, count: int, device: str) -> Any:
         raise _checks.error("MASTER_PORT", "be a whole number", repr(os.environ["MASTER_PORT"]))
     backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=_MEETING))
+        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=_MEETING))  # pyright: ignore
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_SILENCE)
     except (dist.DistError, RuntimeError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

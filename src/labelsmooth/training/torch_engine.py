@@ -74,7 +74,7 @@ class TorchEngine:
 
         model = initial_model(plan, fitted=self.ranks.first)
         if self.on_gpu and not self.alone:
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # its layers are exchanged in place
         dtype = storage_dtype(self.precision)
         self.model = model.to(self.device, dtype)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -435,5 +435,5 @@ class TorchEngine:
 
 def _summed(state, bucket):  # PyTorch takes no annotation that is a string
     """Gradients of ranks added up, where DistributedDataParallel takes their mean: each is of its share of a batch."""
-    done = torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
+    done = torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future()  # pyright: ignore[reportOptionalMemberAccess]
     return done.then(lambda future: future.value()[0])
