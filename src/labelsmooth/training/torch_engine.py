@@ -301,9 +301,11 @@ class TorchEngine:
             Logits; the part's share of the batch's mean loss; and `rows` on the device.
         """
         pixels, rows = self.feed.batch(rows), rows.to(self.device, non_blocking=True)
-        x = augment(self.model.normalise(pixels), rows)
-        if share < self.recipe.small_share:
-            x = smaller(x, self.recipe.small_scale)
+        x = self.model.normalise(pixels)
+        if len(rows):  # a rank may have none of a small last batch
+            x = augment(x, rows)
+            if share < self.recipe.small_share:
+                x = smaller(x, self.recipe.small_scale)
         keys = self.plan.dropout_keys(augment.epoch, rows) if self.recipe.dropout else None
         # Batch norm on a CPU would make its statistics nan by a rank without rows; across GPUs it counts rows.
         aside = not len(rows) and not self.on_gpu
@@ -419,8 +421,8 @@ class TorchEngine:
                         torch.cuda.synchronize(self.device)
                     began = time.perf_counter()
                 rows = order[: recipe.batch_size].to(self.feed.rows_on)
-                for part in rows.tensor_split(self.plan.settings.accumulate):
-                    self.gradients(part, augment, share, self.network, len(rows))
+                for some in rows.tensor_split(self.plan.settings.accumulate):
+                    self.gradients(some, augment, share, self.network, len(rows))
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
             if self.on_gpu:
