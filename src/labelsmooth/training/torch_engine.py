@@ -371,7 +371,7 @@ class TorchEngine:
         features = logits = np.empty((0, 0), np.float32)
         problem = None
         try:
-            features, logits = self._predict(split.take(mine.numpy()))
+            features, logits = self._predict(split if self.alone else split.take(mine.numpy()))
         except torch.OutOfMemoryError as error:
             problem = error
         full, stopped = self.ranks.any(problem is not None, self.stop.asked and len(logits) < len(mine))
