@@ -256,7 +256,7 @@ def test_the_command_on_sigterm(tmp_path):
     assert "Traceback" not in errors
     assert "epoch   1/500" in (tmp_path / "out").read_text()
     state = load_file(tmp_path / "runs/digits-001/checkpoints/last.safetensors")
-    assert "running/rng" in state
+    assert "running/figures" in state
 
 
 # Kills at any moment.

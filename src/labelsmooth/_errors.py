@@ -18,3 +18,12 @@ class Interrupted(KeyboardInterrupt):
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         return type(self), (self.folder, self.saved, self.command)
+
+
+def silence(error: BaseException) -> None:
+    """Another process tells of it."""
+    error.__dict__["silent"] = True
+
+
+def is_silent(error: BaseException | None) -> bool:
+    return error is not None and "silent" in error.__dict__

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 
-from labelsmooth._errors import DataError, Interrupted, TrainingError
+from labelsmooth._errors import DataError, Interrupted, TrainingError, is_silent
 from labelsmooth._text import printable_lines
 
 _EXTRA = "pip install 'labelsmooth[train]'"
@@ -75,6 +75,8 @@ def _run(tokens: list[str], debug: bool) -> int:
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
+    if is_silent(sys.exc_info()[1]):
+        return code
     if debug:
         traceback.print_exc()
     print(printable_lines(f"labelsmooth: {message}"), file=sys.stderr)

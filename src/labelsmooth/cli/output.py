@@ -186,9 +186,12 @@ def _describe(training: Any, folder: Path) -> str:
         f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test",
         f"model       {recipe.model}, {engine.parameters:,} trainable parameters",
         f"training    recipe {recipe.name}: {recipe.epochs:g} epochs of {plan.steps_per_epoch} steps of "
-        f"{recipe.batch_size}, seed {settings.seed}",
+        f"{recipe.batch_size}{_parts(settings)}, seed {settings.seed}",
         f"device      {engine.device}, {engine.precision_reason}",
     ]
+    if settings.devices > 1:
+        norm = "batch norm over all of them" if engine.on_gpu else "batch norm sees each one's share of a batch alone"
+        lines.append(f"devices     {settings.devices} processes; {norm}")
     if settings.framework == "keras":
         lines.append(f"framework   Keras {engine.versions['keras']} on {settings.keras_backend}")
     if data.noise is not None:
@@ -214,6 +217,10 @@ def _describe(training: Any, folder: Path) -> str:
     else:
         lines.append("smoothing   0: hard labels")
     return "\n".join([*lines, f"run         {folder}", ""])
+
+
+def _parts(settings: Any) -> str:
+    return f" in {settings.accumulate} parts (batch norm sees each alone)" if settings.accumulate > 1 else ""
 
 
 def _epoch_line(row: dict[str, Any], best: bool, epochs: int) -> str:

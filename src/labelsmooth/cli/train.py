@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from labelsmooth.cli import launch
 from labelsmooth.cli.output import Bar, Json, WholeNumber, console, make_reporter, print_json
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ def train(
     precision: Literal["auto", "float64", "float32", "bfloat16"] | None = None,
     deterministic: bool | None = None,
     compile: bool | None = None,
+    accumulate: WholeNumber | None = None,
+    devices: WholeNumber | None = None,
     track: str | None = None,
     framework: str | None = None,
     keras_backend: Literal["tensorflow", "jax", "torch"] | None = None,
@@ -45,7 +49,7 @@ def train(
     resume: Path | None = None,
     plot: Annotated[Path | None, Parameter(name=["--plot", "-p"])] = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Train an image classifier with label smoothing, test it on hard labels, and write a run folder.
 
     Args:
@@ -75,6 +79,10 @@ def train(
         precision: of convolutions; auto takes what the device is fast in.
         deterministic: refuse operations that are not deterministic.
         compile: put the network through torch.compile; on a GPU, with CUDA graphs, that is the default.
+        accumulate: compute each batch in so many parts, for less memory; the same step, but for batch norm; 1 if not
+            given.
+        devices: train in so many processes on this machine, each on a GPU (or some of the processor's cores) and with a
+            share of every batch; 1 if not given. Over several machines: torchrun -m labelsmooth train.
         track: also hand the run to this tracker: tensorboard (which writes to RUN/tracking), wandb, mlflow or another
             that Accelerate knows; pip install 'labelsmooth[track]'.
         framework: torch (the default), or keras: through Keras' fit, with the models minigooglenet and small; pip
@@ -83,7 +91,7 @@ def train(
             jax and torch that is installed.
         config: a YAML file with any of these options; what the command line says goes before it.
         out: the parent folder of runs; runs if not given.
-        resume: a run's folder; go on with it where it stopped.
+        resume: a run's folder; go on with it where it stopped, on its number of devices or another (--devices).
         plot: also write the curves to this file (.png, .svg, .pdf).
     """
     options = {
@@ -91,31 +99,79 @@ def train(
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "weight_decay": weight_decay,
         "dropout": dropout, "image_size": image_size, "image_column": image_column, "label_column": label_column,
         "noise": noise, "val_split": val_split, "seed": seed, "device": device, "precision": precision,
-        "deterministic": deterministic, "compile": compile, "track": track, "framework": framework,
-        "keras_backend": keras_backend, "out": out,
+        "deterministic": deterministic, "compile": compile, "accumulate": accumulate, "devices": devices,
+        "track": track, "framework": framework, "keras_backend": keras_backend, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     from labelsmooth import training
+    from labelsmooth.training import ranks
 
     screen = console(json)
+    here = ranks.found()
+    if here is not None:
+        launch.end_with_parent()
     if resume is not None:
         given.pop("epochs", None)
+        given.pop("devices", None)
         if given or config is not None:
             told = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["config"] if config else [])])
             raise ValueError(f"--resume goes on with the run's own settings, but for --epochs; leave out {told}")
+        if here is None:
+            from labelsmooth.training.run import RunFolder
+
+            began = RunFolder.open(resume).read_settings()
+            count = _count(began.devices if devices is None else devices, began.device)
+            if count > 1:
+                return launch.launch(count, _words(resume=resume, epochs=epochs, devices=count, plot=plot, json=json))
+            devices = 1
         with Bar(screen) as bar:
-            result = training.resume(resume, epochs=epochs, plot=plot, reporter=make_reporter(screen, bar))
+            result = training.resume(
+                resume, epochs=epochs, devices=devices, plot=plot, reporter=make_reporter(screen, bar)
+            )
     else:
         settings = (_from_config(config, set(options)) if config is not None else {}) | given
+        if here is None and (count := _count(settings.get("devices", 1), settings.get("device", "auto"))) > 1:
+            return launch.launch(count, _words(**given, config=config, plot=plot, json=json))
         configured = settings.pop("plot", None)
         plot = plot or configured
         source, parent = settings.pop("data", "digits"), settings.pop("out", "runs")
         with Bar(screen) as bar:
             reporter = make_reporter(screen, bar)
             result = training.train(source, out=parent, plot=plot, reporter=reporter, **settings)
+    if here is not None and here[0]:
+        return 0  # the first process tells
     screen.print(_closing(result, plot), markup=False)
     if json:
         print_json({"run": str(result.folder), **result.summary})
+    return 0
+
+
+def _count(devices: int, device: str) -> int:
+    """How many processes to start.
+
+    Raises:
+        ValueError: no number, or more than this machine has devices.
+    """
+    from labelsmooth import _checks
+
+    count = _checks.class_count(devices, "devices")
+    if count > 1:
+        from labelsmooth.training.devices import check_count
+
+        check_count(count, device)
+    return count
+
+
+def _words(**options: Any) -> list[str]:
+    """The command's words for options, those that are None or False by default left out."""
+    words = ["--debug"] if "--debug" in sys.argv else []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if value is True or (value is False and name != "json"):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None and value is not False:
+            words.append(f"--{flag}={value}")
+    return words
 
 
 def _from_config(path: Path, known: set[str]) -> dict[str, Any]:

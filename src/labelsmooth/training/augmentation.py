@@ -25,7 +25,7 @@ class Augmentation:
         self, recipe: Recipe, examples: int, epoch: int, draws: torch.Generator, first_flips: torch.Generator,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self.recipe = recipe
+        self.recipe, self.epoch = recipe, epoch
         self.shifts = (torch.rand(examples, 2, generator=draws) * 2 - 1).to(device)
         if recipe.alternate:  # each image is seen as often one way as the other (cifar10-airbench, section 3.6)
             flips = (torch.rand(examples, generator=first_flips) < 0.5) ^ (epoch % 2 == 1)

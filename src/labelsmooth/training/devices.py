@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from labelsmooth import _checks
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, local: int | None = None) -> torch.device:
     """The device called `name`; ``"auto"`` is the first CUDA device, else the CPU.
 
+    Args:
+        name: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        local: which of the processes of a training on this machine asks: each gets a CUDA device; None: the only one.
+
     Raises:
-        ValueError: no such device.
+        ValueError: no such device, or one device for several processes.
     """
+    if local is not None:
+        if name not in ("auto", "cpu", "cuda"):
+            raise _checks.error("device", "be auto, cpu or cuda where several processes train", repr(name))
+        if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+            check_count(local + 1, "cuda")
+            return torch.device("cuda", local)
+        return torch.device("cpu")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -26,6 +39,31 @@ def choose_device(name: str) -> torch.device:
             "device", f"be one of the {torch.cuda.device_count()} CUDA devices here, or cpu", repr(name)
         )
     return device
+
+
+def check_count(count: int, name: str) -> None:
+    """Whether this machine has so many devices; on CPUs, so many cores.
+
+    Args:
+        count: how many.
+        name: see `choose_device`.
+
+    Raises:
+        ValueError: it has less.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "cuda" or (name == "auto" and gpus):
+        if count > gpus:
+            raise _checks.error(
+                "devices", f"be at most {gpus}, the CUDA devices here (or come with --device cpu)", count
+            )
+    elif count > (cores := processor_cores()):
+        raise _checks.error("devices", f"be at most {cores}, the processor cores here", count)
+
+
+def processor_cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -44,6 +44,8 @@ def check(settings: Settings) -> None:
         ("precision", recipe.precision, ("auto", "float32"), "be float32 or auto"),
         ("device", settings.device, ("auto",), "be auto (Keras' backend chooses it)"),
         ("deterministic", settings.deterministic, (False,), "be false"),
+        ("devices", settings.devices, (1,), "be 1"),
+        ("accumulate", settings.accumulate, (1,), "be 1"),
         ("compile", settings.compile, (None, False), "be false (Keras compiles as its backend can)"),
     ]
     for option, value, allowed, rule in rules:

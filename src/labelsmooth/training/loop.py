@@ -16,6 +16,7 @@ from labelsmooth.training import frameworks
 from labelsmooth.training.data import ImageData, Split
 from labelsmooth.training.listing import Progress
 from labelsmooth.training.plan import Plan
+from labelsmooth.training.ranks import Ranks
 from labelsmooth.training.run import RunFolder, Settings
 from labelsmooth.training.signals import StopRequest
 
@@ -128,7 +129,7 @@ class Engine(Protocol):
     def load_weights(self, path: Path) -> None: ...
 
 
-def make_engine(plan: Plan, stop: StopRequest) -> Engine:
+def make_engine(plan: Plan, stop: StopRequest, ranks: Ranks) -> Engine:
     """That of the framework which the settings name.
 
     Raises:
@@ -141,7 +142,7 @@ def make_engine(plan: Plan, stop: StopRequest) -> Engine:
         return KerasEngine(plan, stop)
     from labelsmooth.training.torch_engine import TorchEngine
 
-    return TorchEngine(plan, stop)
+    return TorchEngine(plan, stop, ranks)
 
 
 class Training:
@@ -155,12 +156,14 @@ class Training:
         seconds: that it took so far, validation included.
         saved: what the last checkpoint holds, in words; empty where there is none.
         stop: when asked to, the training saves what it has, and raises Stopped.
+        ranks: the processes that train together; all go through the same lines, and one of them writes.
     """
 
-    def __init__(self, settings: Settings, data: ImageData) -> None:
+    def __init__(self, settings: Settings, data: ImageData, ranks: Ranks | None = None) -> None:
         self.plan = Plan(settings, data)
         self.stop = StopRequest()
-        self.engine = make_engine(self.plan, self.stop)
+        self.ranks = ranks or Ranks()
+        self.engine = make_engine(self.plan, self.stop, self.ranks)
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.seconds = 0.0
@@ -217,6 +220,7 @@ class Training:
 
     def _save(self, folder: RunFolder) -> None:
         self.engine.save(folder.checkpoints, self._state())
+        self.ranks.wait()  # nobody ends before it is on the disk
         self._name_saved()
 
     def restore(self, path: Path) -> None:

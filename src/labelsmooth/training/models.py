@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from labelsmooth import _checks
 from labelsmooth.training.data import Split
+from labelsmooth.training.dropout import Dropout
 
 
 class _ConvBlock(nn.Sequential):
@@ -62,15 +63,16 @@ class Network(nn.Module):
     smallest: int
     per_channel = False
     looks_at = 0
-    dropout: nn.Dropout
+    dropout: Dropout
     head: nn.Linear
 
     def features(self, x: Tensor) -> Tensor:
         """What enters the dropout, ``[N, D]``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.dropout(self.features(x)))
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits; `keys` are what `Dropout` wants in training mode."""
+        return self.head(self.dropout(self.features(x), keys))
 
     def fit_to(self, x: Tensor) -> None:
         """Look at some of the training images, as they will come in."""
@@ -82,7 +84,7 @@ class _ConvNet(Network):
     def __init__(self, body: nn.Sequential, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.body = body
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nn.Linear(width, num_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -179,7 +181,7 @@ class FastNet(Network):
             _Stage(64, 256, depth=3, pool=pools > 1),
             _Stage(256, 256, depth=3, pool=pools > 2),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nn.Linear(256, num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=1 / 256)
 
@@ -281,9 +283,9 @@ class Classifier(nn.Module):
         """The context in which to call it: bfloat16 convolutions where `precision` says so."""
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of normalised images."""
-        return self.network(x)
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits of normalised images; `keys` are what `Dropout` wants in training mode."""
+        return self.network(x, keys)
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The penultimate layer and the logits, in evaluation mode (no dropout between the two)."""

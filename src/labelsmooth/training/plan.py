@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labelsmooth import priors
-from labelsmooth.training import models
+from labelsmooth import _checks, priors
+from labelsmooth.training import dropout, models
 from labelsmooth.training.augmentation import Augmentation
 from labelsmooth.training.data import ImageData
 from labelsmooth.training.run import Settings
@@ -29,11 +29,15 @@ class Plan:
         floor: the least that the smoothed training loss can be.
 
     Raises:
-        ValueError: there are fewer training examples than a batch.
+        ValueError: there are fewer training examples than a batch, or fewer examples in a batch than parts.
     """
 
     def __init__(self, settings: Settings, data: ImageData) -> None:
         self.settings, self.data, self.recipe = settings, data, settings.recipe
+        parts = settings.accumulate * settings.devices
+        if self.recipe.batch_size < parts:
+            rule = f"be at least {parts}: accumulate {settings.accumulate} times devices {settings.devices}"
+            raise _checks.error("batch_size", rule, self.recipe.batch_size)
         self.steps_per_epoch = self.recipe.steps_per_epoch(len(data.train))
         self.total_steps = max(1, round(self.recipe.epochs * self.steps_per_epoch))
         self.schedule = self.recipe.make_schedule()
@@ -68,6 +72,10 @@ class Plan:
         draws, first_flips = self._draws("augmentation", epoch), self._draws("flip")
         return Augmentation(self.recipe, len(self.data.train), epoch, draws, first_flips, device)
 
+    def dropout_keys(self, epoch: int, rows: Tensor) -> Tensor:
+        """What `labelsmooth.training.dropout.Dropout` draws by, for some rows of the training split."""
+        return dropout.keys(self.seed("dropout", epoch), rows)
+
     def _draws(self, purpose: str, *position: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed(purpose, *position))
 
@@ -98,8 +106,13 @@ class Plan:
         }
 
 
-def initial_model(plan: Plan) -> models.Classifier:
-    """The recipe's network behind its input's normalisation, with the weights that the seed gives."""
+def initial_model(plan: Plan, *, fitted: bool = True) -> models.Classifier:
+    """The recipe's network behind its input's normalisation, with the weights that the seed gives.
+
+    Args:
+        plan: of the training.
+        fitted: whether it has looked at the training images; if not, another process's model takes its place.
+    """
     recipe, data = plan.recipe, plan.data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed("weights"))
@@ -107,7 +120,8 @@ def initial_model(plan: Plan) -> models.Classifier:
             recipe.model, image_shape=data.image_shape, num_classes=data.num_classes, dropout=recipe.dropout
         )
         model = models.Classifier(network, data.image_shape)
-        model.fit_to(data.train)
+        if fitted:
+            model.fit_to(data.train)
     return model
 
 

@@ -47,6 +47,8 @@ class Settings:
     track: str | None = None
     framework: str = "torch"
     keras_backend: str | None = None
+    accumulate: int = 1
+    devices: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):
@@ -68,6 +70,10 @@ class Settings:
             raise _checks.error("compile", "be true or false", repr(self.compile))
         if not isinstance(self.deterministic, bool):
             raise _checks.error("deterministic", "be true or false", repr(self.deterministic))
+        object.__setattr__(self, "devices", _checks.class_count(self.devices, "devices"))
+        if self.compile and self.devices > 1:
+            raise _checks.error("compile", "be false with several devices", True)
+        object.__setattr__(self, "accumulate", _checks.class_count(self.accumulate, "accumulate"))
         frameworks.check(self)
 
     def flat(self) -> dict[str, Any]:
@@ -79,9 +85,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, `runs/NAME-001`; a new one never takes the place of another."""
+    """A run's folder, `runs/NAME-001`; a new one never takes the place of another.
+
+    Attributes:
+        path: where it is.
+        writes: whether this process is the one that writes to it.
+    """
 
     path: Path
+    writes: bool = True
 
     @staticmethod
     def create(parent: Path, name: str) -> RunFolder:
@@ -135,11 +147,13 @@ class RunFolder:
     def sweep(self) -> None:
         """Remove files that a killed process left half-written."""
         for path in self.path.rglob(".*-*"):
-            if path.is_file():
+            if self.writes and path.is_file():
                 path.unlink()
 
     def reopen(self) -> None:
         """Make a finished run an unfinished one: no figure or picture of its weights stays beside later ones."""
+        if not self.writes:
+            return
         predictions, plots = (
             (self.path / name).glob(f"*{end}") for name, end in (("predictions", ".npz"), ("plots", ".png"))
         )
@@ -147,6 +161,8 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def write_settings(self, settings: Settings) -> None:
+        if not self.writes:
+            return
         text = "# What this run was told. `labelsmooth train --config THIS_FILE` runs it again.\n"
         _files.write_text(self.config_file, text + yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True))
 
@@ -165,6 +181,8 @@ class RunFolder:
             raise DataError(f"{self.config_file} is damaged ({error})") from None
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         _files.write_text(self.path / name, json.dumps(value, indent=2, ensure_ascii=True) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -182,6 +200,8 @@ class RunFolder:
         return value
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        if not self.writes:
+            return
         buffer = io.StringIO()
         writer: csv.DictWriter[str] = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -189,6 +209,8 @@ class RunFolder:
         _files.write_text(self.path / "metrics.csv", buffer.getvalue())
 
     def log(self, line: str) -> None:
+        if not self.writes:
+            return
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         # A disk without room for a line of the log is told of by what fails to be written next.
         with suppress(OSError), (self.path / "log.txt").open("a", encoding="utf-8") as file:
@@ -218,7 +240,9 @@ def number(value: Any) -> Any:
     return float(value) if exponent else value
 
 
-def environment(device: str, precision: str, versions_of: Mapping[str, str] | None = None) -> dict[str, Any]:
+def environment(
+    device: str, precision: str, versions_of: Mapping[str, str] | None = None, devices: int = 1
+) -> dict[str, Any]:
     """What `env.json` holds: versions (with `versions_of` other libraries), hardware, and what was chosen for it."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -239,6 +263,7 @@ def environment(device: str, precision: str, versions_of: Mapping[str, str] | No
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
+        "devices": devices,
         "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "precision": precision,
         "git": _git(),

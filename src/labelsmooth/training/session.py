@@ -20,6 +20,7 @@ from labelsmooth.training import artefacts, checkpoints, frameworks, memory, rec
 from labelsmooth.training.data import ImageData, load
 from labelsmooth.training.devices import choose_device
 from labelsmooth.training.loop import Reporter, Stopped, Training
+from labelsmooth.training.ranks import Ranks, joined
 from labelsmooth.training.recipes import Recipe
 from labelsmooth.training.run import RunFolder, Settings, environment
 
@@ -46,6 +47,8 @@ def train(
     device: str = "auto",
     deterministic: bool = False,
     compile: bool | None = None,
+    accumulate: int = 1,
+    devices: int | None = None,
     track: str | None = None,
     framework: str = "torch",
     keras_backend: str | None = None,
@@ -73,6 +76,11 @@ def train(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         deterministic: refuse operations that are not deterministic.
         compile: put the network through `torch.compile`, with CUDA graphs on a GPU; None: on a GPU only.
+        accumulate: compute each batch in so many parts and add up their gradients, for less memory: the same step, up
+            to rounding, but that batch norm sees each part alone.
+        devices: how many processes train together, each on a device and with a share of every batch: those of the
+            command (``labelsmooth train --devices``), torchrun or ``accelerate launch``, which all call this with the
+            same arguments. None: as many as there are. One of them reports and writes.
         track: hand settings and figures to this tracker of Accelerate's too, such as ``"tensorboard"``, which writes to
             ``tracking`` in the run's folder; None: to none. One that fails does not end the training.
         framework: ``"torch"``, or ``"keras"``: through `fit` of Keras 3, with the same data, order, augmentation and
@@ -104,14 +112,17 @@ def train(
     if not isinstance(out, str | Path):
         raise _checks.error("out", "be a folder", repr(out))
     _files.check_parent(Path(out))
-    reporter = reporter or Reporter()
-    settings, images = prepare(
-        data, recipe, reporter=reporter, val_split=val_split, seed=seed, image_size=image_size,
-        image_column=image_column, label_column=label_column, noise=noise, device=device, deterministic=deterministic,
-        compile=compile, track=track, framework=framework, keras_backend=keras_backend, **changes,
-    )  # fmt: skip
-    training = Training(settings, images)
-    return start(training, RunFolder.create(Path(out), images.name), reporter, plot)
+    with joined(devices, device) as ranks:
+        reporter = (reporter if ranks.first else None) or Reporter()
+        settings, images = prepare(
+            data, recipe, reporter=reporter, ranks=ranks, val_split=val_split, seed=seed, image_size=image_size,
+            image_column=image_column, label_column=label_column, noise=noise, device=device,
+            deterministic=deterministic, compile=compile, accumulate=accumulate, track=track, framework=framework,
+            keras_backend=keras_backend, **changes,
+        )  # fmt: skip
+        training = Training(settings, images, ranks)
+        path = ranks.told(str(RunFolder.create(Path(out), images.name).path) if ranks.first else "")
+        return start(training, RunFolder(Path(path), ranks.first), reporter, plot)
 
 
 def prepare(
@@ -119,6 +130,7 @@ def prepare(
     recipe: str | Recipe | None = None,
     *,
     reporter: Reporter | None = None,
+    ranks: Ranks | None = None,
     val_split: float = 0.1,
     seed: int = 0,
     image_size: int | None = None,
@@ -128,6 +140,7 @@ def prepare(
     device: str = "auto",
     deterministic: bool = False,
     compile: bool | None = None,
+    accumulate: int = 1,
     track: str | None = None,
     framework: str = "torch",
     keras_backend: str | None = None,
@@ -136,20 +149,23 @@ def prepare(
     """Check the arguments of `train`, read the data, and choose the recipe that suits them; nothing is written."""
     if not isinstance(recipe, str | Recipe | None):
         raise _checks.error("recipe", "be the name of one", repr(recipe))
+    ranks = ranks or Ranks()
     named = recipes.named(recipe) if isinstance(recipe, str) else recipe
     # A wrong option is found before the data are read; which recipe suits them, only afterwards.
     source = str(data) if isinstance(data, Path) else data
     first = (named or recipes.CLASSIC).changed(**changes)
     settings = Settings(source, first, val_split, seed, image_size, image_column, label_column, device, deterministic,
-        compile, None if noise is None else str(noise), track, framework, keras_backend,
+        compile, None if noise is None else str(noise), track, framework, keras_backend, accumulate,
+        ranks.count,
     )  # fmt: skip
     if framework == "keras":
         settings = replace(settings, keras_backend=frameworks.use_keras(keras_backend))
     else:
-        choose_device(device)
+        choose_device(device, None if ranks.count == 1 else ranks.local)
     if track is not None:
         tracking.check(track)
-    images = _load(settings, reporter or Reporter())
+    ranks.alike(settings.flat())
+    images = _load(settings, reporter or Reporter(), ranks)
     chosen = named or recipes.suited(images.image_shape)
     if isinstance(recipe, str) or recipe is None:
         chosen = chosen.for_data(len(images.train), images.image_shape[-1])
@@ -161,11 +177,13 @@ def start(
 ) -> Result:
     """Train from the beginning, in a new folder."""
     try:
-        folder.write_json("data.json", training.plan.data.describe())
-        folder.write_json("env.json", _environment(training))
+        if folder.writes:
+            folder.write_json("data.json", training.plan.data.describe())
+            folder.write_json("env.json", _environment(training))
         folder.write_settings(training.plan.settings)  # last: with it the folder is a run
     except BaseException as error:
-        shutil.rmtree(folder.path, ignore_errors=True)
+        if folder.writes:
+            shutil.rmtree(folder.path, ignore_errors=True)
         if isinstance(error, OSError):
             text = f"{error.strerror or error} while writing a run folder in {folder.path.parent}; nothing was trained"
             raise TrainingError(text) from error
@@ -175,13 +193,14 @@ def start(
 
 def _environment(training: Training) -> dict[str, Any]:
     engine = training.engine
-    return environment(str(engine.device), engine.precision_reason, engine.versions)
+    return environment(str(engine.device), engine.precision_reason, engine.versions, training.ranks.count)
 
 
 def resume(
     run: str | Path,
     *,
     epochs: float | None = None,
+    devices: int | None = None,
     plot: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
@@ -191,6 +210,7 @@ def resume(
         run: its folder.
         epochs: more than the run has done: the rest of the schedule is planned anew for so many, and a run that is
             finished goes on too. None: as many as it was told.
+        devices: as in `train`; it need not be the number that the run began with.
         plot: also write the curves to this file.
         reporter: told of what happens.
 
@@ -200,20 +220,28 @@ def resume(
     Raises:
         ValueError: the run is finished. DataError: it is no run, or its data have changed. TrainingError: as `train`.
     """
-    reporter = reporter or Reporter()
     if plot is not None:
         plots.check_file(Path(plot))
-    folder = RunFolder.open(run)
-    settings = folder.read_settings()
+    settings = RunFolder.open(run).read_settings()
+    with joined(devices, settings.device) as ranks:
+        reporter = (reporter if ranks.first else None) or Reporter()
+        return _resumed(RunFolder(Path(run), ranks.first), settings, ranks, epochs, reporter, plot)
+
+
+def _resumed(
+    folder: RunFolder, began: Settings, ranks: Ranks, epochs: float | None, reporter: Reporter, plot: str | Path | None
+) -> Result:
+    run, settings = folder.path, replace(began, devices=ranks.count)
     if epochs is not None:
         settings = replace(settings, recipe=settings.recipe.changed(epochs=epochs))
     elif folder.finished:
         raise _checks.error("resume", "name a run that is not finished, or come with more --epochs", str(run))
     if settings.framework == "keras":
         frameworks.use_keras(settings.keras_backend)
+    ranks.alike(settings.flat())
     track = _tracker(settings, reporter)
-    images = _load(settings, reporter)
-    known, began_in = folder.read_json("data.json"), folder.read_json("env.json")
+    images = _load(settings, reporter, ranks)
+    known, began_in = folder.read_json("data.json"), {"devices": 1} | folder.read_json("env.json")
     if images.digest != known.get("sha256"):
         raise DataError(
             f"{settings.data} has changed since {run} began (SHA-256 {images.digest[:12]}, then "
@@ -222,21 +250,23 @@ def resume(
     if images.noise is not None and images.noise.digest != (known.get("noise") or {}).get("sha256"):
         raise DataError(f"the labels of --noise {settings.noise} have changed since {run} began")
     folder.sweep()
-    training = _restored(folder, settings, images, reporter)
+    with ranks.in_turn("restore"):
+        training = _restored(folder, settings, images, reporter, ranks)
     if epochs is not None:
-        planned = folder.read_settings().recipe.epochs
+        planned = began.recipe.epochs
         if len(training.rows) > planned:
             raise _checks.error("resume", f"name a run of whole epochs, to add some; {run} ended inside one", planned)
         if training.plan.total_steps <= training.steps_done:
             done = training.steps_done / training.plan.steps_per_epoch
             raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", epochs)
-        folder.write_settings(settings)
+        folder.write_settings(replace(settings, devices=began.devices))
         folder.reopen()
     training.best = _best(training, folder, reporter)
     for name, now in _environment(training).items():
-        if name in ("device", "precision", "processor", "threads") and now != (before := began_in.get(name)):
+        told = ("device", "devices", "precision", "processor", "threads")
+        if name in told and now != (before := began_in.get(name)):
             reporter.note(f"{name} is {now}, and was {before} when the run began: it will not end with the same bits")
-    reporter.note(f"resuming {folder.path} after {training.saved or 'nothing'}")
+    reporter.note(f"resuming {run} after {training.saved or 'nothing'}")
     return _finish(training, folder, reporter, plot, track)
 
 
@@ -252,17 +282,28 @@ def _tracker(settings: Settings, reporter: Reporter) -> str | None:
     return settings.track
 
 
-def _load(settings: Settings, reporter: Reporter) -> ImageData:
-    return load(
-        settings.data,
-        val_split=settings.val_split,
-        seed=settings.seed,
-        image_size=settings.image_size,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        noise=settings.noise,
-        progress=reporter.data_progress(),
-    )
+def _load(settings: Settings, reporter: Reporter, ranks: Ranks) -> ImageData:
+    """The data: decoded once, by the first process of each machine.
+
+    Raises:
+        DataError: they cannot be used, or differ between the processes.
+    """
+    with ranks.in_turn("data", by_machine=True):
+        images = load(
+            settings.data,
+            val_split=settings.val_split,
+            seed=settings.seed,
+            image_size=settings.image_size,
+            image_column=settings.image_column,
+            label_column=settings.label_column,
+            noise=settings.noise,
+            progress=reporter.data_progress(),
+        )
+    try:
+        ranks.alike({"the data (SHA-256)": images.digest[:12], "the noise": images.noise and images.noise.digest[:12]})
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    return images
 
 
 def _best(training: Training, folder: RunFolder, reporter: Reporter) -> dict[str, Any] | None:
@@ -277,9 +318,9 @@ def _best(training: Training, folder: RunFolder, reporter: Reporter) -> dict[str
         return None
 
 
-def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter: Reporter) -> Training:
+def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter: Reporter, ranks: Ranks) -> Training:
     """A training where the newest checkpoint that can be used was made; at its beginning if there never was one."""
-    training, problems = Training(settings, images), []
+    training, problems = Training(settings, images, ranks), []
     damaged = folder.checkpoints / "damaged.safetensors"
     for name in ("last", "previous"):
         path = folder.checkpoints / f"{name}.safetensors"
@@ -287,13 +328,13 @@ def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter
             continue
         try:
             training.restore(path)
-            if problems:  # lest it takes the place of the one that is left
+            if problems and folder.writes:  # lest it takes the place of the one that is left
                 os.replace(folder.checkpoints / "last.safetensors", damaged)
             return training
         except DataError as error:
             reporter.note(f"{error}; looking at the checkpoint before")
             problems.append(str(error))
-            training = Training(settings, images)
+            training = Training(settings, images, ranks)
     if problems:
         raise DataError(f"{folder.path} has no checkpoint that can be used: {'; '.join(problems)}")
     return training
@@ -302,7 +343,8 @@ def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter
 def _finish(
     training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None, track: str | None
 ) -> Result:
-    if track is not None:
+    training.ranks.name_run(folder.path)
+    if track is not None and folder.writes:
         reporter = tracking.Tracked(track, reporter)
     summary = None
     try:
@@ -313,7 +355,8 @@ def _finish(
             result = _conclude(training, folder)
             summary = result.summary
             training.stop.at_once()
-            _draw_all(training, folder, reporter, plot)
+            if folder.writes:
+                _draw_all(training, folder, reporter, plot)
     except (KeyboardInterrupt, Stopped):
         if summary is not None:
             folder.log("interrupted while its report was drawn")
@@ -367,12 +410,13 @@ def _conclude(training: Training, folder: RunFolder) -> Result:
         raise TrainingError(
             f"the {tested} checkpoint cannot be tested ({error}); it is kept, after {training.saved}; try a lower --lr"
         ) from None
-    predictions.save(folder.predictions_file("test"))
-    if len(data.val):
-        engine.predict(data.val).save(folder.predictions_file("val"))
-    seen = artefacts.sample(data.clean_train, len(data.test))
-    engine.predict(seen).save(folder.predictions_file("train"))
-    artefacts.save_mistakes(data.test, test.rows, folder.predictions_file("mistakes"))
+    others = {"val": data.val} if len(data.val) else {}
+    others["train"] = artefacts.sample(data.clean_train, len(data.test))
+    told = {"test": predictions} | {name: engine.predict(split) for name, split in others.items()}
+    if folder.writes:
+        for name, each in told.items():
+            each.save(folder.predictions_file(name))
+        artefacts.save_mistakes(data.test, test.rows, folder.predictions_file("mistakes"))
     summary = {
         "status": "finished",
         "data": data.name,

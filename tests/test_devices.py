@@ -1,0 +1,406 @@
+"""One training on several processes, or in parts: the same draws, the same steps, one run folder."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from labelsmooth.cli import main
+from labelsmooth.training import CLASSIC, DIGITS, Reporter, load, ranks, resume, train
+from labelsmooth.training.data import Split
+from labelsmooth.training.dropout import Dropout, keys
+from labelsmooth.training.plan import Plan
+from labelsmooth.training.ranks import Ranks
+from labelsmooth.training.run import Settings
+from labelsmooth.training.signals import StopRequest
+from labelsmooth.training.torch_engine import TorchEngine
+from tests.test_training import table
+
+# Dropout and shifts; 1,293 examples, so that a last batch of 13 is left when none is dropped.
+EXACT = CLASSIC.changed(model="small", precision="float64", lr=1e-5, batch_size=64, drop_last=False, prior="class_frequency")  # fmt: skip
+
+
+def without_batch_norm(engine):
+    """Batch norm computes with its running statistics, and every example counts for itself."""
+
+    def trained(mode=True):
+        torch.nn.Module.train(engine.model, False)
+        engine.model.network.dropout.train(mode)
+        return engine.model
+
+    engine.model.train = trained
+    return engine
+
+
+def engine(recipe=EXACT, data=None, **settings):
+    settings = Settings("digits", recipe, 0.1, 0, None, None, None, "cpu", False, **settings)
+    return without_batch_norm(TorchEngine(Plan(settings, data or load("digits")), StopRequest()))
+
+
+# Dropout
+
+
+def test_dropout_is_drawn_for_the_example():
+    layer, x = Dropout(0.3), torch.rand(400, 50) + 1
+    of_all = keys(1 << 60 | 17, torch.arange(400))
+    whole = layer(x, of_all)
+    kept = whole != 0
+    torch.testing.assert_close(whole, torch.where(kept, x / 0.7, 0.0))
+    order = torch.randperm(400)
+    pieces = [layer(x[part], keys(1 << 60 | 17, part)) for part in order.split(7)]
+    assert torch.equal(torch.cat(pieces), whole[order])
+    for other in (18, 1 << 61 | 17):  # both halves of the seed count
+        assert 0.5 < float((layer(x, keys(other, torch.arange(400))) != 0).eq(kept).double().mean()) < 0.66
+    assert torch.equal(layer.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+
+
+def test_dropout_is_as_random_as_independent_draws():
+    count, width = 20_000, 64
+    kept = (Dropout(0.5)(torch.ones(count, width), keys(3, torch.arange(count))) > 0).double().numpy() * 2 - 1
+    assert abs(kept.mean()) < 4 / np.sqrt(count * width)
+    assert np.abs(kept.mean(0)).max() < 4.5 / np.sqrt(count)
+    features = np.corrcoef(kept.T) - np.eye(width)
+    assert np.abs(features).max() < 5 / np.sqrt(count)
+    examples = kept[:1000] @ kept[:1000].T / np.sqrt(width)
+    assert examples[np.triu_indices(1000, 1)].std() == pytest.approx(1, abs=0.02)
+
+
+def test_dropout_without_keys_and_out_of_range():
+    with pytest.raises(ValueError, match="keys must be given in training mode, where dropout is above 0; got None"):
+        Dropout(0.5)(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"dropout must be a number in \[0, 1\); got 1"):
+        Dropout(1)
+
+
+# Gradient accumulation
+
+
+@pytest.mark.parametrize("method", ["loss", "labels"])
+@pytest.mark.parametrize("parts", [2, 5])
+def test_parts_of_a_batch_give_the_step_of_the_whole(parts, method):
+    data, recipe = load("digits"), EXACT.changed(method=method)
+    whole, cut = (engine(recipe, data, accumulate=count) for count in (1, parts))
+    rows = [run.train_epoch(0, Reporter()) for run in (whole, cut)]  # 21 steps, the last of 13 examples
+    for (name, one), other in zip(whole.model.state_dict().items(), cut.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-12, msg=name)
+    for name in ("train_loss_smoothed", "train_nll", "train_accuracy"):
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-12)
+
+
+def test_a_part_is_what_the_memory_has_to_hold(monkeypatch, tmp_path, undrawn):
+    seen, original = [], TorchEngine.gradients
+
+    def gradients(engine, rows, *args):
+        seen.append(len(rows))
+        if len(rows) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(engine, rows, *args)
+
+    monkeypatch.setattr(TorchEngine, "gradients", gradients)
+    with pytest.raises(
+        Exception, match=r"batch of 64 in parts of 32; 16 would fit: --batch-size 16, or --accumulate 4 "
+    ):
+        train("digits", recipe=EXACT, accumulate=2, out=tmp_path)
+    seen.clear()
+    assert train("digits", recipe=EXACT, accumulate=4, epochs=1, out=tmp_path).summary["epochs"] == 1
+    assert max(seen) == 16
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "message"),
+    [
+        (0, "accumulate must be a whole number of at least 1; got 0"),
+        (1.5, "accumulate must be a whole number of at least 1; got 1.5"),
+        (65, "batch_size must be at least 65: accumulate 65 times devices 1; got 64"),
+    ],
+)
+def test_numbers_of_parts_that_cannot_be(accumulate, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train("digits", recipe=EXACT, accumulate=accumulate, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# Several processes
+
+ROOT = Path(__file__).parents[1]
+two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processor cores")
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def together(code, count=2, timeout=100, **environment):
+    """What `count` processes of one training do that run `code`: their exit codes, outputs and errors."""
+    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+              "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        told = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(started, told, strict=True)]
+
+
+_EXACT = """
+import sys
+from labelsmooth.report import page
+from labelsmooth.training import train
+from labelsmooth.training.torch_engine import TorchEngine
+from tests.test_devices import EXACT, without_batch_norm
+
+made = TorchEngine.__init__
+def init(engine, *args):
+    made(engine, *args)
+    without_batch_norm(engine)
+TorchEngine.__init__ = init
+page.finish = lambda folder: (folder / "report.html").write_text("undrawn")
+train("digits", EXACT, batch_size=68, epochs=1, accumulate=int(sys.argv[1]) if sys.argv[1:] else 1, out={out!r})
+"""
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    """19 batches of 68, then one of a single example, of which the second process has no share."""
+    results = together(_EXACT.format(out=str(tmp_path / "two")))
+    assert [code for code, *_ in results] == [0, 0], results
+    alone = subprocess.run(
+        [sys.executable, "-c", _EXACT.format(out=str(tmp_path / "one"))], cwd=ROOT, capture_output=True, text=True
+    )
+    assert alone.returncode == 0, alone.stderr
+    one, two = tmp_path / "one/digits-001", tmp_path / "two/digits-001"
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["digits-001"]
+    weights, others = (load_file(run / "checkpoints/last.safetensors") for run in (one, two))
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-10, msg=name)
+    for name in ("train_loss_smoothed", "train_nll", "train_accuracy", "val_nll", "val_accuracy"):
+        assert float(table(two)[0][name]) == pytest.approx(float(table(one)[0][name]), abs=1e-10)
+    for split in ("val", "test", "train"):
+        with np.load(one / f"predictions/{split}.npz") as a, np.load(two / f"predictions/{split}.npz") as b:
+            assert np.array_equal(a["labels"], b["labels"])
+            assert np.array_equal(a["index"], b["index"])
+            np.testing.assert_allclose(b["logits"], a["logits"], rtol=0, atol=1e-5)  # float32
+            np.testing.assert_allclose(b["features"], a["features"], rtol=0, atol=1e-5)
+    assert json.loads((two / "env.json").read_text())["devices"] == 2
+
+
+def command(*words, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "labelsmooth", "train", *map(str, words)], env=environment, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+def until(process, text):
+    for line in process.stdout:
+        if line.startswith(text):
+            return
+    pytest.fail(f"no line {text}: {process.stderr.read()}")
+
+
+@two_cores
+def test_stopped_on_two_and_resumed_on_one(tmp_path, undrawn):
+    with command("--devices", 2, "--epochs", 60, "--out", tmp_path) as running:
+        until(running, "epoch  2/60")
+        running.terminate()
+        _, errors = running.communicate(timeout=60)
+    run = tmp_path / "digits-001"
+    assert running.returncode == 130
+    assert errors.count("interrupted; saved: 2 epochs") == 1
+    assert errors.count("labelsmooth") == 2  # the message, and the command that goes on
+    assert not (run / "summary.json").exists()
+    assert resume(run, epochs=4).summary["epochs"] == 4
+    assert [int(row["epoch"]) for row in table(run)] == [1, 2, 3, 4]
+
+
+@two_cores
+@pytest.mark.slow
+def test_one_is_killed_and_the_run_resumed_on_two_and_on_one(tmp_path):
+    run = tmp_path / "digits-001"
+    assert main(["train", "--epochs", "3", "--out", str(tmp_path)]) == 0
+    with command("--resume", run, "--epochs", 60, "--devices", 2) as running:
+        until(running, "epoch  4/60")
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+        if not children.exists():
+            pytest.skip("finds processes in /proc")
+        os.kill(int(children.read_text().split()[1]), signal.SIGKILL)
+        began = time.monotonic()
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 4
+    assert time.monotonic() - began < 25
+    assert errors.count("labelsmooth:") == 1
+    assert "the process of rank 1 ended by SIGKILL" in errors
+    assert f"labelsmooth train --resume {run}" in errors
+    with command("--resume", run, "--epochs", 6, "--devices", 2, "--json") as resumed:
+        told, errors = resumed.communicate(timeout=60)
+    assert resumed.returncode == 0, errors
+    assert json.loads(told)["epochs"] == 6
+    assert "batch norm sees each one's share of a batch alone" in errors
+    assert "devices is 2, and was 1 when the run began" in errors
+    assert main(["train", "--resume", str(run), "--epochs", "7"]) == 0
+    assert [int(row["epoch"]) for row in table(run)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+_DIFFERENT = """
+import os, sys
+from labelsmooth.cli import main
+rank = int(os.environ["RANK"])
+sys.exit(main(["train", "--epochs", "1", "--out", sys.argv[1] if sys.argv[1:] else {out!r}] + {words!r}[rank]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([["-s", ".1"], ["-s", ".2"]], 2, "smoothing must be the same in all processes of a training; got 0.1 on rank 0, 0.2 on rank 1"),
+        ([["--devices", "3"]] * 2, 2, "devices must be 2, as many as there are processes (WORLD_SIZE); got 3"),
+    ],
+)  # fmt: skip
+def test_processes_that_disagree(words, code, message, tmp_path):
+    results = together(_DIFFERENT.format(words=words, out=str(tmp_path)))
+    assert {result[0] for result in results} == {code}
+    told = "".join(result[2] for result in results)
+    assert message in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_differ(tmp_path):
+    for name, shade in (("a", 10), ("b", 20)):
+        images = np.full((60, 8, 8, 3), shade, np.uint8) + np.arange(60, dtype=np.uint8)[:, None, None, None]
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(60) % 2)
+    code = (
+        "import os, sys, tempfile\nfrom labelsmooth.cli import main\n"
+        f"here = tempfile.mkdtemp(); os.chdir(here); os.symlink([{str(tmp_path / 'a.npz')!r}, {str(tmp_path / 'b.npz')!r}]"
+        "[int(os.environ['RANK'])], 'data.npz')\n"
+        "from labelsmooth.training import run\nrun.Settings.flat = lambda settings: {}\n"
+        "sys.exit(main(['train', 'data.npz', '--epochs', '1']))"
+    )
+    results = together(code)
+    assert {result[0] for result in results} == {3}
+    assert "the data (SHA-256) must be the same in all processes" in "".join(result[2] for result in results)
+
+
+def test_an_address_where_nobody_answers(tmp_path, monkeypatch):
+    port = free_port()
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(ranks, "_MEETING", timedelta(seconds=1))
+    text = rf"MASTER_ADDR and MASTER_PORT must be the address of .*; got 127.0.0.1:{port}, with no answer after 1 s"
+    with pytest.raises(ValueError, match=text):
+        train("digits", out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a whole number; got 'x'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK must be less than WORLD_SIZE, 2; got 2"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR must be set beside RANK and WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "p"}, "MASTER_PORT must be a whole number; got 'p'"),
+    ],
+)  # fmt: skip
+def test_environments_that_make_no_sense(environment, message, tmp_path, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train("digits", out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--devices", "0"], "devices must be a whole number of at least 1; got 0"),
+        (["--devices", "two"], "Invalid value for --devices"),
+        (["--devices", "100000"], "devices must be at most"),
+        (["--devices", "2", "--device", "cuda"], "devices must be at most 0, the CUDA devices here (or come with --device cpu); got 2"),
+    ],
+)  # fmt: skip
+def test_numbers_of_devices_that_cannot_be(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(["train", *words, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compile": True}, "compile must be false with several devices; got True"),
+        ({"framework": "keras"}, "devices must be 1 with framework keras; got 2"),
+        ({"device": "cuda:1"}, None),
+    ],
+)
+def test_options_that_several_devices_exclude(options, message):
+    told = {"compile": None, "framework": "torch", "device": "cpu"} | options
+    if message is None:
+        from labelsmooth.training.devices import choose_device
+
+        with pytest.raises(
+            ValueError, match="device must be auto, cpu or cuda where several processes train; got 'cuda:1'"
+        ):
+            choose_device(told["device"], 0)
+        return
+    with pytest.raises(ValueError, match=message):
+        Settings("digits", DIGITS, 0.1, 0, None, None, None, "auto", False, told["compile"], framework=told["framework"], devices=2)  # fmt: skip
+
+
+def test_devices_from_python_are_those_of_the_environment(tmp_path):
+    with pytest.raises(ValueError, match="devices must be 1 in a process of its own; the command starts others: .*; got 2"):  # fmt: skip
+        train("digits", devices=2, out=tmp_path)
+    with pytest.raises(ValueError, match="batch_size must be at least 4: accumulate 2 times devices 2; got 3"):
+        Plan(Settings("digits", DIGITS.changed(batch_size=3), 0.1, 0, None, None, None, "cpu", False, accumulate=2, devices=2), load("digits"))  # fmt: skip
+
+
+class Unheard(Ranks):
+    """One of two processes, the other of which has nothing to say."""
+
+    def summed(self, x):
+        return x
+
+    def any(self, *flags):
+        return flags
+
+
+def test_a_rank_reads_its_own_rows_alone(monkeypatch):
+    read, original = [], Split.pixels
+    monkeypatch.setattr(
+        Split, "pixels", lambda split, which: (read.append(split.rows[which]), original(split, which))[1]
+    )
+    data = load("digits")
+    settings = Settings("digits", EXACT.changed(batch_size=100), 0.1, 0, None, None, None, "cpu", False, devices=2)
+    shares = []
+    for rank in range(2):
+        run = without_batch_norm(TorchEngine(Plan(settings, data), StopRequest(), Unheard(rank, 2, rank)))
+        read.clear()
+        run.train_epoch(0, Reporter())
+        assert max(map(len, read)) == 50
+        shares.append(np.concatenate(read))
+    assert sorted(np.concatenate(shares)) == sorted(data.train.rows)
