@@ -180,7 +180,7 @@ def check_random(**arguments):
     check(**arguments)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(**RANDOM)
 def test_contract_on_random_cases(**arguments):
     check_random(**arguments)

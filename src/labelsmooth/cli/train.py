@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from labelsmooth.cli import launch
 from labelsmooth.cli.output import Bar, Json, WholeNumber, console, make_reporter, print_json
 
 if TYPE_CHECKING:
@@ -104,6 +103,7 @@ def train(
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     from labelsmooth import training
+    from labelsmooth.cli import launch
     from labelsmooth.training import ranks
 
     screen = console(json)
