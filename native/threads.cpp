@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -14,6 +15,23 @@ namespace labelsmooth {
 namespace {
 
 std::atomic<bool> forked{false};  // the pool's threads stayed in the parent
+
+// Waking a thread takes as long as a small job. In a loop the next job is there soon: wait for it awake for a while.
+constexpr auto awake = std::chrono::microseconds(200);
+
+template <class Condition>
+bool comes_soon(const Condition& condition) {
+    const auto end = std::chrono::steady_clock::now() + awake;
+    do {
+        for (int i = 0; i < 64; ++i) {
+            if (condition()) return true;
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+}
 
 struct Job {
     void (*task)(const void*, int64_t);
@@ -38,8 +56,12 @@ public:
         work_.notify_all();
         take(job);
         // Nobody else may join; those who did are waited for.
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            wanted_ = 0;
+        }
+        if (comes_soon([this] { return active_ == 0; })) return true;
         std::unique_lock<std::mutex> lock(mutex_);
-        wanted_ = 0;
         done_.wait(lock, [this] { return active_ == 0; });
         return true;
     }
@@ -61,7 +83,7 @@ private:
     }
 
     [[noreturn]] void serve() {
-        uint64_t seen = 0;
+        uint64_t seen = 0;  // jobs count from 1
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
             work_.wait(lock, [&] { return number_ != seen && wanted_ > 0; });
@@ -71,8 +93,13 @@ private:
             const Job job = job_;
             lock.unlock();
             take(job);
+            if (--active_ == 0) {
+                lock.lock();  // or the caller could miss it between looking and waiting
+                done_.notify_one();
+                lock.unlock();
+            }
+            comes_soon([&] { return number_ != seen; });
             lock.lock();
-            if (--active_ == 0) done_.notify_one();
         }
     }
 
@@ -81,8 +108,9 @@ private:
     std::condition_variable work_, done_;
     Job job_{};
     std::atomic<int64_t> next_{0};
-    int wanted_ = 0, active_ = 0;
-    uint64_t number_ = 0;  // of the job
+    int wanted_ = 0;
+    std::atomic<int> active_{0};
+    std::atomic<uint64_t> number_{0};  // of the job
     int hired_ = 0;
 };
 
