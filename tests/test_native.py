@@ -253,6 +253,22 @@ class TestInplace:
             cross_entropy(logits, torch.zeros(4, dtype=torch.int64), inplace=True)
         assert torch.equal(logits, before)
 
+    def test_refused_values_leave_the_logits_as_they_were(self):
+        logits = torch.randn(4, 5)
+        logits[2] = -torch.inf
+        labels, soft = torch.tensor([0, 1, 2, 3]), torch.eye(5)[:4]
+        soft[3] = 0.3
+        masked = torch.tensor([True, True, True, False, True])
+        for target, options, words in (
+            (labels, {}, "input must have a finite value in every kept row"),
+            (soft, {}, "target must"),
+            (labels, {"class_mask": masked}, "class_mask must"),
+        ):
+            x = logits.clone().requires_grad_() + 0
+            with pytest.raises(ValueError, match=words):
+                cross_entropy(x, target, inplace=True, label_smoothing=0.1, **options)
+            assert torch.equal(x, logits)
+
     def test_nothing_is_overwritten_without_a_gradient_or_with_a_wrong_label(self):
         logits = torch.randn(4, 5)
         before = logits.clone()

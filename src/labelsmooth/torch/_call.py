@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+VARIABLE = "LABELSMOOTH_PATH"  # of the environment: the path that every call takes
+
 
 class Call(NamedTuple):
     """The arguments of `labelsmooth.torch.cross_entropy`.

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from labelsmooth import _checks
 from labelsmooth.torch import _eager
-from labelsmooth.torch._call import Call
+from labelsmooth.torch._call import VARIABLE, Call
 
 try:
     from labelsmooth import _native as kernel
@@ -66,7 +66,7 @@ def loss(call: Call) -> Tensor | None:
 def takes(logits: Tensor) -> bool:
     """Whether `loss_and_gradient_` can have these logits, ``[n, K]``."""
     here = kernel is not None and logits.device.type == "cpu" and len(logits) > 0
-    return here and os.environ.get("LABELSMOOTH_PATH") != "eager"
+    return here and os.environ.get(VARIABLE) != "eager"
 
 
 def loss_and_gradient_(logits: Tensor, labels: Tensor, smoothing: float, scale: float, checked: bool) -> Tensor:
@@ -100,6 +100,8 @@ class _Loss(torch.autograd.Function):
         gradient = None
         if call.inplace and laid_out.rows.data_ptr() == input.data_ptr():
             gradient = laid_out.rows
+            if call.checked or call.class_mask is not None:
+                _run(call, laid_out.rows, None)  # a value that is refused leaves the logits as they were
             torch.autograd.graph.increment_version(input)
         else:
             ctx.save_for_backward(input)

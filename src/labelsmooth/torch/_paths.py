@@ -9,9 +9,8 @@ from torch import Tensor
 
 from labelsmooth import _checks
 from labelsmooth.torch import _eager, _native, _triton
-from labelsmooth.torch._call import Call
+from labelsmooth.torch._call import VARIABLE, Call
 
-VARIABLE = "LABELSMOOTH_PATH"
 PATHS = ("eager", "native", "triton")
 
 

@@ -64,6 +64,7 @@ def cross_entropy(
             under torch.compile, torch.func transformations and tracing.
         inplace: the logits may be overwritten with their gradient, which then takes no memory of its own. `input` must
             not be needed afterwards (by the layer that made it, say: PyTorch then raises), and must not be a leaf.
+            Values are checked first, in a pass of their own, which `validate=False` leaves out.
 
     Returns:
         A scalar, or for ``"none"`` a tensor of the shape of `input` without the class axis; float64 for float64
