@@ -284,7 +284,7 @@ sys.exit(main(["train", "--epochs", "1", "--out", sys.argv[1] if sys.argv[1:] el
 )  # fmt: skip
 def test_processes_that_disagree(words, code, message, tmp_path):
     results = together(_DIFFERENT.format(words=words, out=str(tmp_path)))
-    assert {result[0] for result in results} == {code}
+    assert {result[0] for result in results} == {code}, results
     told = "".join(result[2] for result in results)
     assert message in told
     assert not list(tmp_path.iterdir())
@@ -302,7 +302,7 @@ def test_data_that_differ(tmp_path):
         "sys.exit(main(['train', 'data.npz', '--epochs', '1']))"
     )
     results = together(code)
-    assert {result[0] for result in results} == {3}
+    assert {result[0] for result in results} == {3}, results
     assert "the data (SHA-256) must be the same in all processes" in "".join(result[2] for result in results)
 
 

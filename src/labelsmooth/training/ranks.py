@@ -28,8 +28,10 @@ FAILED = "labelsmooth/failed"  # in the store: the rank that tells of the failur
 RUN = "labelsmooth/run"  # in the store: the run's folder
 DONE = "labelsmooth/done"  # in the store, when rank 0 has nothing more to do
 _LEFT = "labelsmooth/left"
+_FELL = "labelsmooth/fell"
 _MEETING = timedelta(seconds=60)  # for which a process looks for the others
 _SILENCE = timedelta(minutes=30)  # after which another process is given up
+_MOMENT = timedelta(seconds=2)  # in which all fail that fail alike
 _LONG = timedelta(days=7)  # that reading the data, or drawing, may take
 
 
@@ -162,6 +164,12 @@ class Ranks:
         gc.collect()  # what still holds the group
         dist.destroy_process_group()
 
+    def _leave_if_all_failed(self) -> None:
+        """As after a success where everybody has found the same error; the others of a lost one end as they can."""
+        self.store.set(f"{_FELL}/{self.rank}", "")
+        self.store.wait([f"{_FELL}/{rank}" for rank in range(self.count)], _MOMENT)
+        self._leave()
+
     def _failed(self, error: BaseException) -> BaseException:
         """What to raise; one process tells of it, and the others are silent."""
         if lost := _is_lost(error):
@@ -229,7 +237,11 @@ def joined(devices: int | None, device: str) -> Iterator[Ranks]:
         yield ranks
         ranks._leave()
     except BaseException as error:
-        raise ranks._failed(error) from error.__cause__
+        told = ranks._failed(error)
+        if not isinstance(told, LostRank):
+            with suppress(Exception):  # of the store: not all of them failed
+                ranks._leave_if_all_failed()
+        raise told from error.__cause__
 
 
 def _met(rank: int, count: int, device: str) -> Any:
