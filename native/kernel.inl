@@ -64,6 +64,7 @@ void share_out(int threads, int64_t count, const Task& task) {
 template <class S, class T>
 struct Row {
     const S* logits;
+    const S* next;  // logits that come after them: fetched from memory meanwhile
     int64_t classes;
     const T* coefficients;
     T uniform;
@@ -108,7 +109,7 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
 
     // e_k = exp(z_k - top), kept for the gradient; Σ e_k and Σ c_k (z_k - top).
     T* const kept = sizeof(S) == sizeof(T) ? reinterpret_cast<T*>(row.gradient) : row.scratch;
-    double exponentials = 0, towards = 0;
+    double sum = 0, towards = 0;
     const bool weigh = SHARED || row.uniform != 0;
     const auto towards_of = [&](V x, int64_t at, int64_t count) -> V {
         if constexpr (!SHARED) return x;
@@ -116,57 +117,66 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
         return c == 0 ? V{} : c * x;  // 0·(-inf) is 0
     };
     for (k = 0; k < whole;) {
-        V s[4] = {}, d[4] = {};
+        V s[2] = {}, d[2] = {};
         const int64_t end = smaller(whole, k + vectors_in_block * W);
-        for (; k + 4 * W <= end; k += 4 * W)
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
-                const V x = load<S, W>(z + k + i * W) - top;
-                const V e = exponential<T, W>(x);
-                if (kept) store<T, W>(kept + k + i * W, e);
-                s[i] += e;
-                d[i] += towards_of(x, k + i * W, W);
+        for (; k + 2 * W <= end; k += 2 * W) {
+            V x[2] = {load<S, W>(z + k) - top, load<S, W>(z + k + W) - top};
+            __builtin_prefetch(row.next + k);
+            if (2 * W * sizeof(S) > 64) __builtin_prefetch(row.next + k + W);  // a cache line
+            d[0] += towards_of(x[0], k, W);
+            d[1] += towards_of(x[1], k + W, W);
+            exponentials<T, W, 2>(x);
+            if (kept) {
+                store<T, W>(kept + k, x[0]);
+                store<T, W>(kept + k + W, x[1]);
             }
-        for (; k < end; k += W) {
-            const V x = load<S, W>(z + k) - top;
-            const V e = exponential<T, W>(x);
-            if (kept) store<T, W>(kept + k, e);
-            s[0] += e;
-            d[0] += towards_of(x, k, W);
+            s[0] += x[0];
+            s[1] += x[1];
         }
-        exponentials += sum_of<T, W>((s[0] + s[1]) + (s[2] + s[3]));
-        towards += sum_of<T, W>((d[0] + d[1]) + (d[2] + d[3]));
+        if (k < end) {
+            V x = load<S, W>(z + k) - top;
+            d[0] += towards_of(x, k, W);
+            exponentials<T, W, 1>(&x);
+            if (kept) store<T, W>(kept + k, x);
+            s[0] += x;
+            k += W;
+        }
+        sum += sum_of<T, W>(s[0] + s[1]);
+        towards += sum_of<T, W>(d[0] + d[1]);
     }
     if (rest) {
+        towards += sum_of<T, W>(towards_of(load<S, W>(z + k, rest, top) - top, k, rest));
         V x = load<S, W>(z + k, rest, lowest) - top;
-        const V e = exponential<T, W>(x);
-        if (kept) store<T, W>(kept + k, rest, e);
-        for (int64_t i = rest; i < W; ++i) x[i] = 0;
-        exponentials += sum_of<T, W>(e);
-        if (top == lowest) exponentials += static_cast<double>(top - top);  // nan, as of any such row
-        towards += sum_of<T, W>(towards_of(x, k, rest));
+        exponentials<T, W, 1>(&x);
+        if (kept) store<T, W>(kept + k, rest, x);
+        sum += sum_of<T, W>(x);
+        if (top == lowest) sum += static_cast<double>(top - top);  // nan, as of any such row
     }
 
-    const double log_sum = static_cast<double>(log_of(static_cast<T>(exponentials)));
+    const double log_sum = static_cast<double>(log_of(static_cast<T>(sum)));
     double loss = row.sum == 0 ? 0 : row.sum * log_sum;
     if (weigh) loss -= SHARED ? towards : row.uniform * towards;
     if (row.at_label != 0) loss += row.at_label * (log_sum - static_cast<double>(logit_of_label - top));
     if (!row.gradient) return static_cast<T>(loss);
 
     const double all = row.sum + row.at_label;
-    const T factor = static_cast<T>(row.scale * (all / exponentials));
-    const auto coefficient = [&](int64_t at) { return SHARED ? row.coefficients[at] : row.uniform; };
+    const T scale = row.scale, factor = static_cast<T>(scale * (all / sum)), even = scale * row.uniform;
+    const T* const c = row.coefficients;
+    S* const gradient = row.gradient;
     T labelled = 0;
     if (row.label >= 0)
-        labelled = kept[row.label] * factor - row.scale * (coefficient(row.label) + row.at_label);
-    const auto gradient_of = [&](V e, int64_t at, int64_t count) -> V {
-        if constexpr (!SHARED) return e * factor - row.scale * row.uniform;
-        const V c = count == W ? load<T, W>(row.coefficients + at) : load<T, W>(row.coefficients + at, count, 0);
-        return e * factor - row.scale * c;
-    };
-    for (k = 0; k < whole; k += W) store<S, W>(row.gradient + k, gradient_of(load<T, W>(kept + k), k, W));
-    if (rest) store<S, W>(row.gradient + k, rest, gradient_of(load<T, W>(kept + k, rest, 0), k, rest));
-    if (row.label >= 0) put(row.gradient + row.label, labelled);
+        labelled = kept[row.label] * factor - scale * ((SHARED ? c[row.label] : row.uniform) + row.at_label);
+    for (k = 0; k < whole; k += W) {
+        const V e = load<T, W>(kept + k);
+        if constexpr (SHARED) store<S, W>(gradient + k, e * factor - scale * load<T, W>(c + k));
+        else store<S, W>(gradient + k, e * factor - even);
+    }
+    if (rest) {
+        const V e = load<T, W>(kept + k, rest, 0);
+        if constexpr (SHARED) store<S, W>(gradient + k, rest, e * factor - scale * load<T, W>(c + k, rest, 0));
+        else store<S, W>(gradient + k, rest, e * factor - even);
+    }
+    if (row.label >= 0) put(gradient + row.label, labelled);
     return static_cast<T>(loss);
 }
 
@@ -384,6 +394,7 @@ private:
             loss = masked_row(row, values, faults);
         } else {
             row.logits = static_cast<const S*>(p.logits) + i * p.outer_stride;
+            row.next = row.logits + (i + 1 < count ? p.outer_stride : 0);
             loss = row.coefficients ? row_loss<S, T, true>(row, faults) : row_loss<S, T, false>(row, faults);
         }
         return static_cast<T>(loss * outside);
@@ -391,8 +402,8 @@ private:
 
     // The row's logits, -inf where a class is taken out, are T already.
     T masked_row(const Row<S, T>& row, const T* values, int& faults) {
-        Row<T, T> copy{values,       row.classes, row.coefficients, row.uniform, row.sum,
-                       row.label,    row.at_label, row.scale,       nullptr,     nullptr};
+        Row<T, T> copy{values,    values,       row.classes, row.coefficients, row.uniform, row.sum,
+                       row.label, row.at_label, row.scale,   nullptr,          nullptr};
         if constexpr (sizeof(S) == sizeof(T)) {
             copy.gradient = row.gradient;
             return row_loss<T, T, true>(copy, faults);

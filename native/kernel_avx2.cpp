@@ -10,6 +10,7 @@
 namespace labelsmooth {
 namespace {
 #define VECTOR_BYTES 32
+#define WITH_AVX2
 #include "kernel.inl"
 }  // namespace
 

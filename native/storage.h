@@ -33,11 +33,22 @@ inline Values<float, W> widened(Halves<W> x, BFloat16) {
 }
 
 template <int W>
+inline Halves<W> upper(Words<W> x) {
+    return __builtin_convertvector(x >> 16, Halves<W>);
+}
+#ifdef WITH_AVX512  // which GCC puts together from halves, here and below
+template <>
+inline Halves<16> upper<16>(Words<16> x) {
+    return bit_cast<Halves<16>>(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bit_cast<__m512i>(x), 16)));
+}
+#endif
+
+template <int W>
 inline Halves<W> narrowed(Values<float, W> x, BFloat16) {
     const Words<W> bits = bit_cast<Words<W>>(x);
     const Words<W> even = bits + 0x7fffu + ((bits >> 16) & 1u);
     const Words<W> rounded = x == x ? even : bits | 0x400000u;  // rounding could carry out of a nan
-    return __builtin_convertvector(rounded >> 16, Halves<W>);
+    return upper<W>(rounded);
 }
 
 template <int W>
@@ -64,6 +75,21 @@ inline Halves<W> narrowed(Values<float, W> x, Float16) {
     return __builtin_convertvector(half | sign, Halves<W>);
 }
 
+#ifdef WITH_AVX512
+template <>
+inline Values<float, 16> widened<16>(Halves<16> x, BFloat16) {
+    return bit_cast<Values<float, 16>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bit_cast<__m256i>(x)), 16));
+}
+template <>
+inline Values<float, 16> widened<16>(Halves<16> x, Float16) {
+    return bit_cast<Values<float, 16>>(_mm512_cvtph_ps(bit_cast<__m256i>(x)));
+}
+template <>
+inline Halves<16> narrowed<16>(Values<float, 16> x, Float16) {
+    return bit_cast<Halves<16>>(_mm512_cvtps_ph(bit_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
 template <class S, int W>
 inline Values<typename Computed<S>::type, W> load(const S* from) {
     if constexpr (sizeof(S) == 2) {
@@ -87,15 +113,13 @@ inline void store(S* to, Values<typename Computed<S>::type, W> x) {
     }
 }
 
-// The first `count` of W, the others `fill`.
+// The first `count` of W, the others `fill`, a number that S can hold.
 template <class S, int W>
 inline Values<typename Computed<S>::type, W> load(const S* from, int64_t count, typename Computed<S>::type fill) {
-    using T = typename Computed<S>::type;
-    S part[W] = {};
+    S part[W];
+    store<S, W>(part, splat<typename Computed<S>::type, W>(fill));
     memcpy(part, from, static_cast<size_t>(count) * sizeof(S));
-    Values<T, W> x = load<S, W>(part);
-    for (int64_t i = count; i < W; ++i) x[i] = fill;
-    return x;
+    return load<S, W>(part);
 }
 
 template <class S, int W>
@@ -106,6 +130,17 @@ inline void store(S* to, int64_t count, Values<typename Computed<S>::type, W> x)
 }
 
 #ifdef WITH_AVX512
+template <>
+inline Values<float, 16> load<BFloat16, 16>(const BFloat16* from, int64_t count, float fill) {
+    const auto mask = static_cast<__mmask16>((1u << count) - 1);
+    const auto filler = narrowed<16>(splat<float, 16>(fill), BFloat16{});
+    return widened<16>(bit_cast<Halves<16>>(_mm256_mask_loadu_epi16(bit_cast<__m256i>(filler), mask, from)), BFloat16{});
+}
+template <>
+inline void store<BFloat16, 16>(BFloat16* to, int64_t count, Values<float, 16> x) {
+    const auto mask = static_cast<__mmask16>((1u << count) - 1);
+    _mm256_mask_storeu_epi16(to, mask, bit_cast<__m256i>(narrowed<16>(x, BFloat16{})));
+}
 template <>
 inline Values<float, 16> load<float, 16>(const float* from, int64_t count, float fill) {
     const auto mask = static_cast<__mmask16>((1u << count) - 1);
@@ -126,12 +161,30 @@ inline void store<double, 8>(double* to, int64_t count, Values<double, 8> x) {
 }
 #endif
 
+#ifdef WITH_AVX2
+inline __m256i first_of_eight(int64_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <>
+inline Values<float, 8> load<float, 8>(const float* from, int64_t count, float fill) {
+    const __m256i mask = first_of_eight(count);
+    const __m256 some = _mm256_maskload_ps(from, mask);
+    return bit_cast<Values<float, 8>>(_mm256_blendv_ps(_mm256_set1_ps(fill), some, _mm256_castsi256_ps(mask)));
+}
+template <>
+inline void store<float, 8>(float* to, int64_t count, Values<float, 8> x) {
+    _mm256_maskstore_ps(to, first_of_eight(count), bit_cast<__m256>(x));
+}
+#endif
+
 template <class S>
 inline typename Computed<S>::type get(const S* from) {
-    return load<S, 4>(from, 1, 0)[0];
+    if constexpr (sizeof(S) == 2) return widened<4>(from->bits - Halves<4>{}, S{})[0];
+    else return *from;
 }
 
 template <class S>
 inline void put(S* to, typename Computed<S>::type x) {
-    store<S, 4>(to, 1, x - Values<typename Computed<S>::type, 4>{});
+    if constexpr (sizeof(S) == 2) to->bits = narrowed<4>(splat<float, 4>(x), S{})[0];
+    else *to = x;
 }
