@@ -180,32 +180,77 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
     return static_cast<T>(loss);
 }
 
-template <int W, class S>
-auto load_from(const S* from) {
-    return load<S, W>(from);
-}
-template <int W, class S>
-auto load_from(const S* from, int64_t count) {
-    return load<S, W>(from, count, 0);
-}
-template <int W, class S, class V>
-void store_to(S* to, V x) {
-    store<S, W>(to, x);
-}
-template <int W, class S, class V>
-void store_to(S* to, int64_t count, V x) {
-    store<S, W>(to, count, x);
+// Calls step(k, count) for vectors from class k on, all of W classes but the last.
+template <int W, class Step>
+void by_vectors(int64_t classes, const Step& step) {
+    int64_t k = 0;
+    for (; k + W <= classes; k += W) step(k, W);
+    if (k < classes) step(k, static_cast<int>(classes - k));
 }
 
+// The first `count` of W numbers, with 0 for the others.
+template <int W, class S>
+Values<typename Computed<S>::type, W> take(const S* from, int64_t count) {
+    return count == W ? load<S, W>(from) : load<S, W>(from, count, 0);
+}
+template <int W, class S>
+void give(S* to, int64_t count, Values<typename Computed<S>::type, W> x) {
+    if (count == W) store<S, W>(to, x);
+    else store<S, W>(to, count, x);
+}
+
+// All bits set where the byte is not 0.
+template <class T, int W>
+typename Vector<T, W>::ints where(const uint8_t* flags, int count) {
+    typename Vector<T, W>::bytes x = {};
+    if (count == W) memcpy(&x, flags, sizeof x);
+    else memcpy(&x, flags, static_cast<size_t>(count));
+    return __builtin_convertvector(x, typename Vector<T, W>::ints) != 0;
+}
+#ifdef WITH_AVX512
+template <>
+Vector<float, 16>::ints where<float, 16>(const uint8_t* flags, int count) {
+    const __m128i x = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), flags);
+    return bit_cast<Vector<float, 16>::ints>(_mm512_movm_epi32(_mm_test_epi8_mask(x, x)));
+}
+#endif
+
+// A sum in T over so many vectors, then in double.
 template <class T>
-bool is_distribution(const T* x, int64_t count, double tolerance) {
-    double sum = 0;
-    bool fine = true;
-    for (int64_t k = 0; k < count; ++k) {
-        sum += static_cast<double>(x[k]);
-        fine &= x[k] >= 0;
+class Sum {
+public:
+    void operator+=(Lanes<T> x) {
+        part_ += x;
+        if (++vectors_ % vectors_in_block == 0) whole_ += sum_of<T, lanes<T>>(part_), part_ = Lanes<T>{};
     }
-    return fine && __builtin_fabs(sum - 1) <= tolerance;
+    double value() const { return whole_ + sum_of<T, lanes<T>>(part_); }
+
+private:
+    Lanes<T> part_ = {};
+    double whole_ = 0;
+    int vectors_ = 0;
+};
+
+template <class T>
+bool is_distribution(const T* x, int64_t classes, double tolerance) {
+    constexpr int W = lanes<T>;
+    Sum<T> sum;
+    Lanes<T> wrong = {};
+    by_vectors<W>(classes, [&](int64_t k, int count) {
+        const Lanes<T> some = take<W>(x + k, count);
+        sum += some;
+        wrong = some >= 0 ? wrong : splat<T, W>(1);  // nan too
+    });
+    return largest_of<T, W>(wrong) == 0 && __builtin_fabs(sum.value() - 1) <= tolerance;
+}
+
+// Σ x_k y_k.
+template <class T>
+double product(const T* x, const T* y, int64_t classes) {
+    constexpr int W = lanes<T>;
+    Sum<T> sum;
+    by_vectors<W>(classes, [&](int64_t k, int count) { sum += take<W>(x + k, count) * take<W>(y + k, count); });
+    return sum.value();
 }
 
 // The whole operation for logits stored as S.
@@ -242,6 +287,7 @@ public:
     }
 
 private:
+    int threads() const { return count * p.classes < parallel_from ? 1 : p.threads; }
     int64_t label(int64_t i) const {
         return p.labels_are_32_bit ? static_cast<const int32_t*>(p.labels)[i]
                                    : static_cast<const int64_t*>(p.labels)[i];
@@ -265,10 +311,7 @@ private:
         const T* const w = real(p.weight);
         if (!w) return 1;
         if (p.labels) return static_cast<double>(w[label(i)]);
-        double sum = 0;
-        const T* const q = targets(i);
-        for (int64_t k = 0; k < p.classes; ++k) sum += static_cast<double>(q[k]) * static_cast<double>(w[k]);
-        return sum;
+        return product(targets(i), w, p.classes);
     }
     double row_weights() const {
         if (p.targets && p.weight) {
@@ -284,8 +327,9 @@ private:
     void keep_targets() {
         if (!p.weight) return;
         row_weight_.reserve(count);
-        for (int64_t i = 0; i < count; ++i)
+        share_out(threads(), count, [&](int64_t i) {
             if (is_kept(i)) row_weight_[i] = row_weight(i);
+        });
     }
 
     // What the targets hold beside the label, where it is the same for every row: ε w_k u_k.
@@ -305,25 +349,35 @@ private:
         const int64_t K = p.classes;
         double mass = 1;
         if (valid) {
-            mass = 0;
-            for (int64_t k = 0; k < K; ++k)
-                if (valid[k]) mass += u ? static_cast<double>(u[k]) : 1.0 / static_cast<double>(K);
+            Sum<T> of_valid;
+            by_vectors<W>(K, [&](int64_t k, int part) {
+                const V one = u ? take<W>(u + k, part) : splat<T, W>(1);
+                of_valid += where<T, W>(valid + k, part) ? one : V{};
+            });
+            mass = u ? of_valid.value() : of_valid.value() / static_cast<double>(K);
             if (mass == 0) fault(empty_prior);
             if (y >= 0 && !valid[y]) fault(masked_target);
         }
-        sum = 0;
-        const double even = 1.0 / static_cast<double>(K);
-        for (int64_t k = 0; k < K; ++k) {
-            double x = 0;
-            if (!valid || valid[k]) x = mass == 0 ? 0 : p.smoothing * (u ? static_cast<double>(u[k]) : even) / mass;
-            if (q) {
-                if (valid && !valid[k] && q[k] > 0) fault(masked_target);
-                x += (1 - p.smoothing) * static_cast<double>(q[k]);
+        const double smoothing = mass == 0 ? 0 : p.smoothing / mass;
+        const T of_prior = static_cast<T>(smoothing), even = static_cast<T>(smoothing / static_cast<double>(K));
+        const T of_target = static_cast<T>(1 - p.smoothing);
+        Sum<T> all;
+        V outside = {};
+        by_vectors<W>(K, [&](int64_t k, int part) {
+            V x = u ? of_prior * take<W>(u + k, part) : splat<T, W>(even);
+            const V target = q ? take<W>(q + k, part) : V{};
+            if (valid) {
+                const auto in = where<T, W>(valid + k, part);
+                x = in ? x : V{};
+                outside = ~in & (target > 0) ? splat<T, W>(1) : outside;
             }
-            if (w && x != 0) x *= static_cast<double>(w[k]);  // a class that does not occur may weigh nan
-            c[k] = static_cast<T>(x);
-            sum += static_cast<double>(c[k]);
-        }
+            if (q) x += of_target * target;
+            if (w) x = x != 0 ? x * take<W>(w + k, part) : x;  // a class that does not occur may weigh nan
+            give<W>(c + k, part, x);
+            all += part == W ? x : take<W>(c + k, part);
+        });
+        sum = all.value();
+        if (largest_of<T, W>(outside) > 0) fault(masked_target);
     }
 
     void fault(int what) { __atomic_fetch_or(&faults_, what, __ATOMIC_RELAXED); }
@@ -338,8 +392,7 @@ private:
         const int64_t K = p.classes;
         const int64_t at_once = larger(1, smaller(4096, (int64_t{1} << 14) / K));
         const int64_t tasks = (count + at_once - 1) / at_once;
-        const int threads = count * K < parallel_from ? 1 : p.threads;
-        share_out(threads, tasks, [&](int64_t task) {
+        share_out(threads(), tasks, [&](int64_t task) {
             static thread_local Array<T> scratch;  // kept from one task to the next
             scratch.reserve(K * (sizeof(S) < sizeof(T) ? 3 : 2));
             int faults = 0;
@@ -389,8 +442,10 @@ private:
         double loss;
         if (valid) {
             const S* const z = static_cast<const S*>(p.logits) + i * p.outer_stride;
-            for (int64_t k = 0; k < K; ++k)
-                values[k] = valid[k] ? get(z + k) : -static_cast<T>(__builtin_inf());
+            by_vectors<W>(K, [&](int64_t k, int part) {
+                const V lowest = splat<T, W>(-static_cast<T>(__builtin_inf()));
+                give<W>(values + k, part, where<T, W>(valid + k, part) ? take<W>(z + k, part) : lowest);
+            });
             loss = masked_row(row, values, faults);
         } else {
             row.logits = static_cast<const S*>(p.logits) + i * p.outer_stride;
@@ -411,7 +466,9 @@ private:
             if (row.gradient) copy.gradient = row.scratch;
             const T loss = row_loss<T, T, true>(copy, faults);
             if (row.gradient)
-                for (int64_t k = 0; k < row.classes; ++k) put(row.gradient + k, row.scratch[k]);
+                by_vectors<W>(row.classes, [&](int64_t k, int part) {
+                    give<W>(row.gradient + k, part, take<W>(row.scratch + k, part));
+                });
             return loss;
         }
     }
@@ -426,8 +483,7 @@ private:
         const int64_t K = p.classes;
         const int64_t at_once = larger(W, smaller(block_columns, (int64_t{1} << 16) / K / W * W));
         const int64_t blocks = (p.inner + at_once - 1) / at_once;
-        const int threads = count * K < parallel_from ? 1 : p.threads;
-        share_out(threads, p.outer * blocks, [&](int64_t task) {
+        share_out(threads(), p.outer * blocks, [&](int64_t task) {
             static thread_local Array<T> scratch;
             if (sizeof(S) < sizeof(T)) scratch.reserve(K * at_once);
             const int64_t first = task % blocks * at_once;
@@ -441,13 +497,6 @@ private:
         const S* const z = static_cast<const S*>(p.logits) + group * p.outer_stride + first;
         S* const gradient = p.gradient ? static_cast<S*>(p.gradient) + group * p.gradient_outer_stride + first : nullptr;
         const auto part = [&](int64_t v) { return smaller(W, width - v * W); };
-        const auto take = [&](auto* from, int64_t v) {
-            return part(v) == W ? load_from<W>(from + v * W) : load_from<W>(from + v * W, part(v));
-        };
-        const auto give = [&](auto* to, int64_t v, V x) {
-            if (part(v) == W) store_to<W>(to + v * W, x);
-            else store_to<W>(to + v * W, part(v), x);
-        };
         const auto kept = [&](int64_t k) -> T* {
             if constexpr (sizeof(S) == sizeof(T)) return reinterpret_cast<T*>(gradient) + k * p.gradient_class_stride;
             else return scratch + k * width;
@@ -462,7 +511,7 @@ private:
         for (int64_t k = 0; k < K; ++k) {
             if (!valid(k)) continue;
             for (int64_t v = 0; v < step; ++v) {
-                const V x = take(z + k * p.class_stride, v), m = load<T, W>(top + v * W);
+                const V x = take<W>(z + k * p.class_stride + v * W, part(v)), m = load<T, W>(top + v * W);
                 store<T, W>(top + v * W, x > m ? x : m);
             }
         }
@@ -475,14 +524,14 @@ private:
             const T c = coefficient(k);
             if (valid(k)) {
                 for (int64_t v = 0; v < step; ++v) {
-                    const V x = take(z + k * p.class_stride, v) - load<T, W>(top + v * W);
+                    const V x = take<W>(z + k * p.class_stride + v * W, part(v)) - load<T, W>(top + v * W);
                     const V e = exponential<T, W>(x);
-                    if (gradient) give(kept(k), v, e);
+                    if (gradient) give<W>(kept(k) + v * W, part(v), e);
                     store<T, W>(s + v * W, load<T, W>(s + v * W) + e);
                     if (c != 0) store<T, W>(d + v * W, load<T, W>(d + v * W) + c * x);
                 }
             } else if (gradient) {
-                for (int64_t v = 0; v < step; ++v) give(kept(k), v, V{});
+                for (int64_t v = 0; v < step; ++v) give<W>(kept(k) + v * W, part(v), V{});
             }
             if (k % vectors_in_block == vectors_in_block - 1 || k == K - 1)
                 for (int64_t j = 0; j < width; ++j) {
@@ -527,8 +576,9 @@ private:
             const T c = coefficient(k);
             for (int64_t v = 0; v < step; ++v) {
                 const V scale = load<T, W>(d + v * W);
-                const V g = take(kept(k), v) * load<T, W>(s + v * W) - scale * c;
-                give(gradient + k * p.gradient_class_stride, v, scale == 0 ? V{} : g);  // whatever the logits hold
+                const V g = take<W>(kept(k) + v * W, part(v)) * load<T, W>(s + v * W) - scale * c;
+                // Of a row that does not count 0, whatever its logits hold.
+                give<W>(gradient + k * p.gradient_class_stride + v * W, part(v), scale == 0 ? V{} : g);
             }
         }
         for (int64_t j = 0; j < width; ++j)

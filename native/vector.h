@@ -11,6 +11,7 @@ struct Vector<float, W> {
     typedef int32_t ints __attribute__((vector_size(4 * W)));
     typedef uint32_t bits __attribute__((vector_size(4 * W)));
     typedef uint16_t halves __attribute__((vector_size(2 * W)));
+    typedef uint8_t bytes __attribute__((vector_size(W)));
 };
 
 template <int W>
@@ -18,6 +19,7 @@ struct Vector<double, W> {
     typedef double values __attribute__((vector_size(8 * W)));
     typedef int64_t ints __attribute__((vector_size(8 * W)));
     typedef uint64_t bits __attribute__((vector_size(8 * W)));
+    typedef uint8_t bytes __attribute__((vector_size(W)));
 };
 
 template <class T, int W>
