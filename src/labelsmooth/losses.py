@@ -142,6 +142,7 @@ def cross_entropy_and_grad(
         if ignore_index >= 0:
             raise _checks.error("ignore_index", "be negative where target is no class ids (use mask)", ignore_index)
         _checks.distribution(given, "target", _checks.tolerance(_arrays.kind(target)), keep)
+        _checks.smoothed_twice(given[keep], epsilon, "target")
     else:
         rule = f"be class ids of shape {lead} or targets laid out like the logits"
         raise _checks.error("target", rule, f"{given.dtype} of shape {given.shape}")
