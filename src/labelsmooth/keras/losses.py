@@ -165,7 +165,7 @@ class SmoothedCrossentropy(RowLoss):
             q = emptied(ops.cast(y_true, dtype), keep, 0)
             losses, weight = self._losses(log_p, None, q)
             off = ops.abs(ops.sum(q, -1) - 1.0)
-            losses = ops.where((off <= _arguments.TARGET_TOLERANCE) & (ops.min(q, -1) >= 0), losses, math.nan)
+            losses = ops.where((off <= _arguments.TARGET_TOLERANCE) & ops.all(q >= 0, -1), losses, math.nan)
         return Rows(losses if keep is None else ops.where(keep, losses, 0), keep, weight)
 
     def _class_axis(self, shape: _values.Shape) -> tuple[int, int]:
