@@ -57,6 +57,9 @@ def cross_entropy(
         ValueError: an argument out of its range or of the wrong shape; class ids out of range; targets or priors that
             are negative or do not sum to 1; a masked true class; a kept row whose logits are all -inf.
 
+    Warns:
+        UserWarning: of soft targets that look smoothed already and are to be smoothed.
+
     References:
         Szegedy et al. 2016, arXiv 1512.00567, section 7.
 

@@ -75,6 +75,9 @@ def cross_entropy(
             range, targets or priors that are negative or do not sum to 1, a masked true class, a kept row whose
             logits are all -inf.
 
+    Warns:
+        UserWarning: where values are checked, of soft targets that look smoothed already and are to be smoothed.
+
     References:
         Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv 1512.00567, section 7.
 
