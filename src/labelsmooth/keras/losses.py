@@ -61,9 +61,9 @@ class SmoothedCrossentropy(RowLoss):
     Raises:
         ValueError: an argument out of its range or of the wrong shape; `y_pred` that comes from a softmax or sigmoid
             with ``from_logits=True`` (JAX' arrays do not tell). Where values are at hand (eager, on the CPU): class ids
-            out of range, targets that are negative or do not sum to 1, probabilities that are none, a masked true class, a row whose logits
-            are all -inf. Where they are not, under `fit` in TensorFlow and JAX, a class id out of range, a target that
-            is no distribution or a negative probability makes the loss nan.
+            out of range, targets that are negative or do not sum to 1, probabilities that are none, a masked true
+            class, a row whose logits are all -inf. Where they are not, under `fit` in TensorFlow and JAX, a class id
+            out of range, a target that is no distribution or a negative probability makes the loss nan.
 
     Warns:
         UserWarning: where values are at hand, of targets that look smoothed already and of logits that look like
