@@ -448,6 +448,13 @@ def check_loud_where_values_cannot_be_checked():
     assert np.isnan(value).tolist() == [False, True, True, False, False, False, False]
     assert value[3] == 0
     assert np.isnan(host(g(D.y, D.z.astype("float32")))).all()  # logits where probabilities are due
+    unsummed, negative = D.q.astype("float32"), D.q.astype("float32")
+    unsummed[1] *= 0.9
+    negative[2] += [-1, 1, 0, 0, 0]
+    assert np.isnan(host(f(unsummed, D.z.astype("float32")))).tolist() == [row == 1 for row in range(N)]
+    assert np.isnan(host(f(negative, D.z.astype("float32")))).tolist() == [row == 2 for row in range(N)]
+    h = jitted(lambda y, z: SmoothedBinaryCrossentropy(True, reduction=None)(y, z))
+    assert np.isnan(host(h(np.eye(2)[[0, 1]] * [1, 2], np.ones((2, 2), "float32")))).tolist() == [False, True]
     # What is right is the same as in eager mode.
     for target in (D.y, D.q.astype("float32")):
         close(f(target, D.z.astype("float32")), host(loss(target, D.z.astype("float32"))), "float32")
@@ -597,6 +604,14 @@ def check_mistakes_in_calls():
     for innocent in (z, np.eye(K, dtype="float32")[D.y], np.abs(z)):
         loss(D.y, innocent)  # warnings are errors here
     loss([0], [[0.25, 0.75]])
+    smoothed = ls.smooth_labels(D.y, 0.1, num_classes=K)
+    again = "y_true looks like labels that are smoothed already, by 0.1, and label_smoothing=0.1 smooths them again, to 0.19"
+    warned(again, loss, smoothed, z)
+    warned(again, SmoothedCrossentropy(True, 0.1, 0), smoothed.T, z.T)
+    SmoothedCrossentropy(True)(smoothed, z)
+    refused("y_true must be an array of numbers; got <class 'list'>", loss, [[1], [2, 3]], z)
+    refused("y_pred must be an array of numbers; got <class 'NoneType'>", loss, D.y, None)
+    refused("sample_weight must be an array of numbers; got <class 'list'>", loss, D.y, z, [[1], [2, 3]])
     half = SmoothedBinaryCrossentropy()
     refused("y_true must be in [0, 1]; got 2 at index 0, 1", half, [[0, 2]], [[0.5, 0.5]])
     refused("y_pred, with from_logits=False, must be in [0, 1]; got -0.5 at index 0, 0", half, [[0, 1]], [[-0.5, 0.5]])
@@ -656,6 +671,17 @@ def check_the_first_step_of_fit_is_the_reference():
             history = model.fit(D.x, target, batch_size=48, verbose=0, shuffle=False).history
             np.testing.assert_allclose(history["loss"][0], loss, rtol=1e-5)
             np.testing.assert_allclose(model.get_weights()[0], kernel - 0.1 * D.x.T @ gradient, rtol=1e-4, atol=1e-6)
+
+
+def check_fit_takes_targets_of_half_precision():
+    """`fit` makes float32 of them, and they sum to 1 as float16 does."""
+    smoothed = ls.smooth_labels(D.labels, 0.15, num_classes=K, dtype="float16")
+    assert abs(smoothed.sum(1, dtype=float) - 1).max() > 1e-4
+    model = model_of(keras.layers.Dense(K), loss=SmoothedCrossentropy(True))
+    z = np.asarray(model.predict(D.x, verbose=0), float)
+    history = model.fit(D.x, smoothed, batch_size=48, verbose=0).history
+    expected = ls.losses.cross_entropy(z, D.labels, label_smoothing=0.15)
+    np.testing.assert_allclose(history["loss"][0], expected, rtol=1e-3)
 
 
 def check_fit_with_weights_masks_and_halves():

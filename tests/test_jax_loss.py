@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
-from labelsmooth import losses
+from labelsmooth import losses, smooth_labels
 from labelsmooth.jax import cross_entropy
 
 INF = float("inf")
@@ -283,6 +283,20 @@ EMPTY = Z.at[1].set(-INF)
 def test_errors_name_the_argument_the_rule_and_the_value(logits, labels, options, message):
     with pytest.raises(ValueError, match=message):
         cross_entropy(logits, labels, **options)
+
+
+def test_targets_that_are_smoothed_already_are_told_of():
+    smoothed = smooth_labels(Y, 0.1, num_classes=5)
+    message = (
+        r"labels looks like labels that are smoothed already, by 0\.1, and label_smoothing=0\.1 smooths them again"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        cross_entropy(Z, smoothed, label_smoothing=0.1)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=message):
+        cross_entropy(Z.T, smoothed.T, label_smoothing=0.1, axis=0)
+    jax.jit(lambda e: cross_entropy(Z, smoothed, label_smoothing=e))(0.1)  # what is traced is never checked
+    cross_entropy(Z, smoothed)
 
 
 def test_a_traced_argument_of_the_wrong_kind_is_told():

@@ -215,3 +215,21 @@ def test_one_row_and_one_class():
 def test_errors(logits, target, options, message):
     with pytest.raises(ValueError, match=message):
         cross_entropy(logits, target, **options)
+
+
+def test_targets_that_are_smoothed_already_are_told_of():
+    smoothed = ls.smooth_labels([2, 0, 1], 0.1, num_classes=K)
+    message = (
+        r"target looks like labels that are smoothed already, by 0\.1, and label_smoothing=0\.2 smooths them again, to "
+        r"0\.28; give the labels as they are, or label_smoothing=0"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        cross_entropy(np.zeros((3, K)), smoothed, label_smoothing=0.2)
+    assert caught[0].filename == __file__
+    rows = np.concatenate([smoothed, np.full((1, K), np.nan)])
+    with pytest.warns(UserWarning, match="smoothed already, by 0.1,"):
+        cross_entropy(np.zeros((4, K)), rows, mask=np.arange(4) < 3, label_smoothing=0.2)
+    mixed = 0.3 * smoothed + 0.7 * smoothed[::-1]
+    for innocent in (smoothed[:1], mixed, np.eye(K)[:3], np.full((3, K), 1 / K), smoothed * [[1], [1], [0]] + [[0], [0], [1 / K]]):  # fmt: skip
+        cross_entropy(np.zeros((len(innocent), K)), innocent, label_smoothing=0.2)  # warnings are errors here
+    cross_entropy(np.zeros((3, K)), smoothed)

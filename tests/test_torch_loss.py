@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from labelsmooth import losses
-from labelsmooth.torch import CrossEntropyLoss, cross_entropy
+from labelsmooth import losses, smooth_labels
+from labelsmooth.torch import CrossEntropyLoss, cross_entropy, linear_cross_entropy
 
 INF = float("inf")
 EPS = {torch.float64: 2**-52, torch.float32: 2**-23, torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -475,3 +475,27 @@ def test_tensors_on_several_devices_are_refused(name):
     given = {"target": here["target"], name: here[name].to("meta")}
     with pytest.raises(ValueError, match=f"{name} must be on the device of input, cpu; got meta"):
         cross_entropy(torch.zeros(3, 4), **given)
+
+
+def test_targets_that_are_smoothed_already_are_told_of():
+    labels = torch.tensor([[2, 0, 1], [1, 1, 3]])
+    message = r"target looks like labels that are smoothed already, by 0\.1, and label_smoothing=0\.1 smooths them again, to 0\.19"
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        smoothed = smooth_labels(labels, 0.1, num_classes=4, dtype=dtype)
+        for target in (
+            smoothed[0],
+            smoothed.movedim(-1, 1),
+            smoothed[:1].movedim(-1, 1),
+            smoothed.movedim(-1, 1)[..., None],
+        ):
+            logits = torch.zeros(target.shape)
+            with pytest.warns(UserWarning, match=message) as caught:
+                cross_entropy(logits, target, label_smoothing=0.1)
+            assert caught[0].filename == __file__
+            cross_entropy(logits, target)  # warnings are errors here
+            cross_entropy(logits, target, label_smoothing=0.1, validate=False)
+    with pytest.warns(UserWarning, match=message):
+        CrossEntropyLoss(label_smoothing=0.1)(torch.zeros(3, 4), smoothed[0])
+    with pytest.warns(UserWarning, match=message):
+        linear_cross_entropy(torch.zeros(3, 2), torch.zeros(4, 2), smoothed[0].float(), label_smoothing=0.1)
+    cross_entropy(torch.zeros(4), smoothed[0, 0].float(), label_smoothing=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 # How far from 1 the sum of a row of targets (or a prior) may be, by the dtype that it came in.
 SUM_TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-2}
+
+FEW_ROWS = 16  # tell whether targets are smoothed already
 
 REDUCTIONS = ("none", "sum", "mean")
 WEIGHT_MODES = ("class", "example")
@@ -105,6 +108,27 @@ def distribution(rows: np.ndarray, name: str, tol: float, keep: np.ndarray | Non
         bad = np.argwhere(wrong)[0]
         where = f" in row {_index(bad)}" if sums.ndim else ""
         raise error(name, rule, f"a sum of {sums[tuple(bad)]:.6g}{where}")
+
+
+def smoothed_twice(rows: np.ndarray, epsilon: float, name: str) -> None:
+    """Warn where the first `rows` ``[n, K]`` of targets look like smoothed labels, and a loss smooths them by ε again.
+
+    They do where all have the same two values, one of them once in each row. A row alone may be so by chance.
+    """
+    rows = rows[:FEW_ROWS]
+    if epsilon == 0 or len(rows) < 2 or rows.shape[-1] < 2:
+        return
+    low, high = float(rows[0].min()), float(rows[0].max())
+    once = (rows == high).sum(axis=-1) == 1
+    if not 0 < low < high or not once.all() or not ((rows == low) | (rows == high)).all():
+        return
+    already = rows.shape[-1] * low
+    both = 1 - (1 - already) * (1 - epsilon)
+    warnings.warn(
+        f"{name} looks like labels that are smoothed already, by {already:.3g}, and label_smoothing={epsilon:g} "
+        f"smooths them again, to {both:.3g}; give the labels as they are, or label_smoothing=0",
+        stacklevel=4,
+    )
 
 
 def no_target_on_masked(mass: np.ndarray) -> None:

@@ -76,6 +76,9 @@ def cross_entropy(
             range, targets or priors that are negative or do not sum to 1, a masked true class, a kept row whose
             logits are all -inf.
 
+    Warns:
+        UserWarning: where values are checked, of soft targets that look smoothed already and are to be smoothed.
+
     References:
         Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv 1512.00567, section 7.
 
@@ -122,7 +125,9 @@ def cross_entropy(
         )
     )
     if validate is not False:
-        _check_values(z, y, ignore_index if labelled else None, mask, prior, class_prior, class_mask, dim, validate)
+        known = 0.0 if isinstance(epsilon, Tracer) else epsilon
+        ignored = ignore_index if labelled else None
+        _check_values(z, y, known, ignored, mask, prior, class_prior, class_mask, dim, validate)
 
     keep, ids, q = mask, None, None
     if labelled:
@@ -272,8 +277,8 @@ def _at_hand(x: Any, wait: bool) -> np.ndarray | None:
 
 
 def _check_values(
-    logits: Any, labels: Any, ignore_index: int | None, mask: Any, prior: Any, class_prior: Any, class_mask: Any,
-    dim: int, wait: bool | None,
+    logits: Any, labels: Any, epsilon: float, ignore_index: int | None, mask: Any, prior: Any, class_prior: Any,
+    class_mask: Any, dim: int, wait: bool | None,
 ) -> None:  # fmt: skip
     """Check what is at hand, in NumPy; `ignore_index` is None where `labels` are targets."""
 
@@ -294,6 +299,7 @@ def _check_values(
         q = np.moveaxis(y, dim, -1)
         _checks.distribution(q, "labels", _checks.tolerance(q.dtype), kept)
         rows = _prior.Rows.of_targets(np.where(kept[..., None], q, 0))
+        _checks.smoothed_twice(q[kept], epsilon, "labels")
 
     def classes_last(x: np.ndarray) -> np.ndarray:
         return np.moveaxis(x, dim, -1) if x.shape == logits.shape else x

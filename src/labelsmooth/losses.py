@@ -57,6 +57,9 @@ def cross_entropy(
         ValueError: an argument out of its range or of the wrong shape; class ids out of range; targets or priors that
             are negative or do not sum to 1; a masked true class; a kept row whose logits are all -inf.
 
+    Warns:
+        UserWarning: of soft targets that look smoothed already and are to be smoothed.
+
     References:
         Szegedy et al. 2016, arXiv 1512.00567, section 7.
 
@@ -142,6 +145,7 @@ def cross_entropy_and_grad(
         if ignore_index >= 0:
             raise _checks.error("ignore_index", "be negative where target is no class ids (use mask)", ignore_index)
         _checks.distribution(given, "target", _checks.tolerance(_arrays.kind(target)), keep)
+        _checks.smoothed_twice(given[keep], epsilon, "target")
     else:
         rule = f"be class ids of shape {lead} or targets laid out like the logits"
         raise _checks.error("target", rule, f"{given.dtype} of shape {given.shape}")

@@ -243,8 +243,10 @@ _CONVENTIONS = ("inclusive", "exclusive", "classy_vision", "keras_binary")
 def convert_smoothing(smoothing: float, num_classes: int, *, from_: str = "exclusive", to: str = "inclusive") -> float:
     """The ε that gives the same targets in another convention.
 
-    ``inclusive``: q' = (1-ε) q + ε/K, the true class included (here, PyTorch, Keras, TensorFlow, optax, timm).
-    ``exclusive``: ε goes to the K-1 wrong classes, the true one keeps 1-ε (fairseq, Megatron, tensor2tensor).
+    ``inclusive``: q' = (1-ε) q + ε/K, the true class included (here, PyTorch, Keras, TensorFlow, optax, timm,
+    fairseq up to 0.10).
+    ``exclusive``: ε goes to the K-1 wrong classes, the true one keeps 1-ε (fairseq since 0.12, Megatron,
+    tensor2tensor).
     ``classy_vision``: q' = (q + ε/K) / (1 + ε). ``keras_binary``: y' = y (1-ε) + ε/2, for two classes.
 
     Args:
@@ -315,7 +317,7 @@ class Explanation:
     def __str__(self) -> str:
         used_by = {
             "inclusive": "labelsmooth, PyTorch, Keras, TensorFlow, optax, timm",
-            "exclusive": "fairseq, Megatron, tensor2tensor",
+            "exclusive": "fairseq since 0.12, Megatron, tensor2tensor",
             "classy_vision": "classy-vision",
             "keras_binary": "Keras' BinaryCrossentropy",
         }
@@ -376,7 +378,7 @@ def explain(smoothing: float, num_classes: int) -> Explanation:
           best logit gap   4.51086 (true class over the others, where the loss is least)
           equal smoothing in each convention
             inclusive      0.1             labelsmooth, PyTorch, Keras, TensorFlow, optax, timm
-            exclusive      0.09            fairseq, Megatron, tensor2tensor
+            exclusive      0.09            fairseq since 0.12, Megatron, tensor2tensor
             classy_vision  0.111111        classy-vision
         0.91
     """

@@ -12,6 +12,7 @@ from labelsmooth.keras import _values
 from labelsmooth.keras._values import ops
 
 PROBABILITY_TOLERANCE = 1e-3  # a row of probabilities may have come through a softmax over many classes
+TARGET_TOLERANCE = _checks.tolerance("float16")  # `fit` hands targets of half precision on as float32
 
 
 def flag(from_logits: Any) -> None:

@@ -61,8 +61,8 @@ class RowLoss(keras.losses.Loss):
 
 def row_weights(sample_weight: Any, losses: Any) -> Any:
     """`sample_weight` laid out like the losses, in their dtype."""
-    weights = _values.by_row(ops.convert_to_tensor(sample_weight), _values.static_shape(losses), "sample_weight")
-    return ops.cast(weights, losses.dtype)
+    weights = _values.tensor(sample_weight, "sample_weight")
+    return ops.cast(_values.by_row(weights, _values.static_shape(losses), "sample_weight"), losses.dtype)
 
 
 def reduced(rows: Rows, sample_weight: Any, reduction: str | None) -> Any:

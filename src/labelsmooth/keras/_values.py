@@ -15,6 +15,14 @@ Shape = tuple[int | None, ...]
 ops: Any = keras.ops  # untyped: Keras' own annotations say that most results may be None
 
 
+def tensor(x: Any, name: str) -> Any:
+    """`x` as a tensor of the backend."""
+    try:
+        return ops.convert_to_tensor(x)
+    except (TypeError, ValueError, RuntimeError):
+        raise _checks.error(name, "be an array of numbers", repr(type(x))) from None
+
+
 def at_hand(x: Any) -> np.ndarray | None:
     """The values of `x`; None where they are traced or symbolic, or a device would have to be waited for."""
     if keras.backend.backend() == "tensorflow":

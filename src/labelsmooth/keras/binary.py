@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -42,7 +43,7 @@ class SmoothedBinaryCrossentropy(RowLoss):
     Raises:
         ValueError: an argument out of its range or of the wrong shape; `y_pred` that comes from a softmax or sigmoid
             with ``from_logits=True``; and where values are at hand (eager, on the CPU) labels or probabilities outside
-            [0, 1].
+            [0, 1]. Where they are not, such labels and probabilities make the loss nan.
 
     Example:
         >>> from labelsmooth.keras import SmoothedBinaryCrossentropy
@@ -76,7 +77,8 @@ class SmoothedBinaryCrossentropy(RowLoss):
         """The mean loss of each row."""
         if self.from_logits:
             _arguments.refuse_activation(y_pred)
-        mask, y_pred, y_true = _values.mask_of(y_pred), ops.convert_to_tensor(y_pred), ops.convert_to_tensor(y_true)
+        mask = _values.mask_of(y_pred)
+        y_pred, y_true = _values.tensor(y_pred, "y_pred"), _values.tensor(y_true, "y_true")
         given = _values.static_shape(y_true), _values.static_shape(y_pred)
         if len(given[0]) + 1 == len(given[1]) and given[1][-1] == 1:
             y_true = ops.expand_dims(y_true, -1)
@@ -96,7 +98,8 @@ class SmoothedBinaryCrossentropy(RowLoss):
         dtype = _values.loss_dtype(y_pred, self.asked_dtype)
         y_pred, y_true = classes_last(y_pred, axis), classes_last(y_true, axis)
         epsilon = self.label_smoothing
-        y = (1.0 - epsilon) * ops.cast(y_true, dtype) + ops.convert_to_tensor(np.multiply(epsilon, u), dtype)
+        y_true = ops.cast(y_true, dtype)
+        y = (1.0 - epsilon) * y_true + ops.convert_to_tensor(np.multiply(epsilon, u), dtype)
         lead = shape[:axis] + shape[axis + 1 :]
         keep = None if mask is None else _values.by_row(mask, lead, "the mask of y_pred")
         x = emptied(ops.cast(y_pred, dtype), keep, 0.5)
@@ -105,6 +108,8 @@ class SmoothedBinaryCrossentropy(RowLoss):
         else:
             log_p, log_not_p = log(x), log(1.0 - x)
         losses = -mean(times(y, log_p) + times(1.0 - y, log_not_p))
+        # What is wrong is loud where it cannot be checked.
+        losses = ops.where(ops.all((y_true >= 0) & (y_true <= 1), -1), losses, math.nan)
         return Rows(losses if keep is None else ops.where(keep, losses, 0), keep)
 
     def _check_values(self, y_true: Any, y_pred: Any) -> None:

@@ -60,10 +60,14 @@ class SmoothedCrossentropy(RowLoss):
 
     Raises:
         ValueError: an argument out of its range or of the wrong shape; `y_pred` that comes from a softmax or sigmoid
-            with ``from_logits=True``. Where values are at hand (eager, on the CPU): class ids out of range, targets
-            that are negative or do not sum to 1, probabilities that are none, a masked true class, a row whose logits
-            are all -inf. Where they are not, under `fit` in TensorFlow and JAX, a class id out of range or a negative
-            probability makes the loss nan.
+            with ``from_logits=True`` (JAX' arrays do not tell). Where values are at hand (eager, on the CPU): class ids
+            out of range, targets that are negative or do not sum to 1, probabilities that are none, a masked true
+            class, a row whose logits are all -inf. Where they are not, under `fit` in TensorFlow and JAX, a class id
+            out of range, a target that is no distribution or a negative probability makes the loss nan.
+
+    Warns:
+        UserWarning: where values are at hand, of targets that look smoothed already and of logits that look like
+            probabilities.
 
     References:
         Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv 1512.00567, section 7.
@@ -127,7 +131,8 @@ class SmoothedCrossentropy(RowLoss):
         """The loss of each row; with `hard` that of the class which has most of the target."""
         if self.from_logits:
             _arguments.refuse_activation(y_pred)
-        mask, y_pred, y_true = _values.mask_of(y_pred), ops.convert_to_tensor(y_pred), ops.convert_to_tensor(y_true)
+        mask = _values.mask_of(y_pred)
+        y_pred, y_true = _values.tensor(y_pred, "y_pred"), _values.tensor(y_true, "y_true")
         shape = _values.static_shape(y_pred)
         axis, count = self._class_axis(shape)
         lead = shape[:axis] + shape[axis + 1 :]
@@ -155,9 +160,12 @@ class SmoothedCrossentropy(RowLoss):
         if labelled:
             ids = ops.clip(y_true, 0, count - 1)
             losses, weight = self._losses(log_p, ids, None)
-            losses = ops.where(ids == y_true, losses, math.nan)  # out of range is loud where it cannot be checked
+            losses = ops.where(ids == y_true, losses, math.nan)  # what is wrong is loud where it cannot be checked
         else:
-            losses, weight = self._losses(log_p, None, emptied(ops.cast(y_true, dtype), keep, 0))
+            q = emptied(ops.cast(y_true, dtype), keep, 0)
+            losses, weight = self._losses(log_p, None, q)
+            off = ops.abs(ops.sum(q, -1) - 1.0)
+            losses = ops.where((off <= _arguments.TARGET_TOLERANCE) & ops.all(q >= 0, -1), losses, math.nan)
         return Rows(losses if keep is None else ops.where(keep, losses, 0), keep, weight)
 
     def _class_axis(self, shape: _values.Shape) -> tuple[int, int]:
@@ -238,7 +246,8 @@ class SmoothedCrossentropy(RowLoss):
                 _checks.label_range(ids, count, "y_true")
                 _checks.no_target_on_masked(rows & out[ids])
             else:
-                _checks.distribution(target, "y_true", _checks.tolerance(ops.dtype(y_true)), rows)
+                _checks.distribution(target, "y_true", _arguments.TARGET_TOLERANCE, rows)
+                _checks.smoothed_twice(target[rows], self.label_smoothing, "y_true")
                 _checks.no_target_on_masked(np.where(rows, (target * out).sum(axis=-1), 0))
         predicted = _values.at_hand(y_pred)
         if predicted is None:

@@ -19,7 +19,7 @@ from torch._compile import _disable_dynamo
 from labelsmooth import _checks
 from labelsmooth.torch._eager import check_distribution, expectation
 from labelsmooth.torch._values import at_hand
-from labelsmooth.torch.functions import _check_shapes, as_tensor
+from labelsmooth.torch.functions import _check_shapes, as_tensor, warn_if_smoothed
 
 _BLOCK = 1 << 20  # numbers that a CPU works on at once, so that they stay in cache
 _BLOCK_ELSEWHERE = 1 << 25  # and another device, which would wait for the next call
@@ -168,6 +168,8 @@ def arguments(
     else:
         ids, q = None, target.movedim(dim, -1).reshape(number, width)
     prior, class_mask = in_rows(prior), in_rows(class_mask)
+    if checked and q is not None and whole and epsilon > 0:
+        warn_if_smoothed(target, epsilon)
     if checked:
         for name, x in (("target", q), ("prior", prior)):
             if x is not None and x.dim() == 2:

@@ -75,6 +75,9 @@ def cross_entropy(
             range, targets or priors that are negative or do not sum to 1, a masked true class, a kept row whose
             logits are all -inf.
 
+    Warns:
+        UserWarning: where values are checked, of soft targets that look smoothed already and are to be smoothed.
+
     References:
         Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv 1512.00567, section 7.
 
@@ -114,6 +117,8 @@ def cross_entropy(
 
     looked_at = at_hand(input, target, weight, prior, class_prior, mask, class_mask, allow_device=bool(validate))
     checked = looked_at and validate is not False
+    if checked and epsilon > 0 and target.is_floating_point() and target.shape == input.shape:
+        warn_if_smoothed(target, epsilon)
     if normalizer is not None:
         at_once = not isinstance(normalizer, Tensor) or (checked and at_hand(normalizer, allow_device=bool(validate)))
         _checks.normalizer(normalizer, reduction, at_hand=at_once)
@@ -133,6 +138,16 @@ def as_tensor(x: Any, name: str, device: torch.device | None = None) -> Tensor |
         return torch.as_tensor(x, device=device)
     except (TypeError, ValueError, RuntimeError):
         raise _checks.error(name, "be a tensor, or an array of numbers", repr(type(x))) from None
+
+
+def warn_if_smoothed(target: Tensor, epsilon: float) -> None:
+    """Look at a few rows of soft targets that a loss is to smooth."""
+    few = target[: _checks.FEW_ROWS]
+    if target.dim() > 2:  # without a copy of all positions
+        few = target[(slice(4), slice(None), slice(4), *(0,) * (target.dim() - 3))].movedim(1, -1)
+    if target.dim() > 1:
+        few = few.reshape(-1, target.shape[1])
+        _checks.smoothed_twice(few.detach().double().cpu().numpy(), epsilon, "target")
 
 
 def _check_shapes(
