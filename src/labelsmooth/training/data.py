@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ class ImageData:
 def load(
     source: str | Path,
     *,
-    val_split: float = 0.1,
+    val_split: float | Callable[[int, int], float] = 0.1,
     seed: int = 0,
     image_size: int | None = None,
     image_column: str | None = None,
@@ -176,6 +176,7 @@ def load(
             ``train.parquet`` or ``train.csv`` (with or without ``val`` and ``test``), or a ``.parquet``, ``.csv`` or
             ``.npz`` file.
         val_split: the share of the training examples that validation gets, in [0, 1); unless the data bring their own.
+            Or a function that gives it for the numbers of these examples and of classes, such as `Recipe.val_share`.
         seed: of the validation split. Data without a test set lose 20 % to one, the same examples for every seed.
         image_size: resize to this height and width, of at least 4. None: images of one size up to 128 pixels keep it;
             others become squares of the median of their shorter sides, at most 64 pixels.
@@ -224,7 +225,7 @@ def load(
 
 def gather(
     source: str | Path,
-    val_split: float,
+    val_split: float | Callable[[int, int], float],
     seed: int,
     image_size: int | None,
     image_column: str | None,
@@ -233,7 +234,7 @@ def gather(
     progress: Progress,
 ) -> ImageData:
     """What `load` does, without a word about what it found."""
-    share = _checks.smoothing(val_split, "val_split")
+    share = val_split if callable(val_split) else _checks.smoothing(val_split, "val_split")
     size = None if image_size is None else _checks.class_count(image_size, "image_size", least=4)
     asked = None if noise is None else checked(noise)
     listing = find(source, image_column=image_column, label_column=label_column, download=progress.download)
@@ -257,6 +258,8 @@ def gather(
     if "test" not in splits:
         splits["train"], splits["test"] = _split(splits["train"], TEST_SHARE, 0, "test", classes)
     if "val" not in splits:
+        if callable(share):
+            share = _checks.smoothing(share(len(splits["train"]), len(classes)), "val_split")
         splits["train"], splits["val"] = _split(splits["train"], share, seed, "validation", classes)
     train, done = splits["train"], None
     _check_classes(train, classes, str(source))
