@@ -172,6 +172,8 @@ def test_epochs_that_end_before_what_is_done_or_follow_a_fraction_are_refused(tm
             train("digits", recipe=DIGITS, epochs=3, out=tmp_path)
     with pytest.raises(ValueError, match=r"epochs must be more than the 1.75 that .* has done; got 1.5"):
         resume(tmp_path / "digits-001", epochs=1.5)
+    with pytest.raises(ValueError, match=r"epochs must be more than the 1.75 that .* has done; got 1$"):
+        resume(tmp_path / "digits-001", epochs=1)
     finished = train("digits", recipe=DIGITS, epochs=1.5, out=tmp_path)
     with pytest.raises(ValueError, match=r"resume must name a run of whole epochs, to add some; .* ended inside one"):
         resume(finished.folder, epochs=4)

@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -626,6 +627,7 @@ def test_the_fast_recipe_fits_the_data():
     assert many == FAST
     assert (grey.batch_size, grey.epochs, grey.flip) == (64, 14, False)
     assert CLASSIC.for_data(90, 1) == CLASSIC
+    assert CLASSIC.for_data(42, 1) == replace(CLASSIC, batch_size=42)  # all that there is
 
 
 def test_freed_memory_is_kept_only_while_training():

@@ -14,6 +14,7 @@ import numpy as np
 
 from labelsmooth import _checks
 from labelsmooth._errors import DataError
+from labelsmooth._text import nearest
 from labelsmooth.training import arrays, cifar10, folders, tables
 from labelsmooth.training.listing import SPLITS, Listing, Progress
 from labelsmooth.training.noise import Noise, checked, relabelled
@@ -279,8 +280,17 @@ def find(
     """The labelled examples of `source`, their images yet to be decoded.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: there is none, it is damaged, or it cannot be opened.
     """
+    if source == "":  # which a path would take for the working folder
+        raise DataError(f"no data are named; give {KINDS}")
+    try:
+        return _find(source, image_column, label_column, download)
+    except PermissionError as error:
+        raise DataError(f"{source} cannot be opened ({error.strerror})") from None
+
+
+def _find(source: str | Path, image_column: str | None, label_column: str | None, download: object) -> Listing:
     path = _path(source)
     columns = {"image_column": image_column, "label_column": label_column}
     if str(source) == "digits":
@@ -298,7 +308,7 @@ def find(
         return tables.read(files, path.resolve().name, **columns) if files else folders.read(str(path))
     if path.exists():
         raise DataError(f"{source} is no data that can be read; give {KINDS}")
-    raise DataError(f"there is no {source}; give {KINDS}")
+    raise DataError(f"there is no {source}{nearest(str(source), ['digits', 'cifar10'])}; give {KINDS}")
 
 
 def _path(source: str | Path) -> Path:
@@ -379,7 +389,8 @@ def _check_classes(train: Split, classes: tuple[str, ...], source: str) -> None:
     missing = np.flatnonzero(counts == 0)
     if missing.size:
         raise DataError(
-            f"{len(missing)} of the {len(classes)} classes of {source} have no training example: "
+            f"{len(missing)} of the {len(classes)} classes of {source} {'has' if len(missing) == 1 else 'have'} "
+            "no training example: "
             f"{_listed(classes, missing)}"
         )
 

@@ -136,11 +136,11 @@ class Recipe:
     def for_data(self, examples: int, channels: int) -> Recipe:
         """This recipe for so many training images.
 
-        `fast` takes smaller batches and more epochs where there are few, and mirrors no grey images, which tend to be
-        characters.
+        No batch is larger than all of them. `fast` takes smaller batches and more epochs where there are few, and
+        mirrors no grey images, which tend to be characters.
         """
         if self.name != "fast":
-            return self
+            return replace(self, batch_size=min(self.batch_size, max(1, examples)))
         batch = min(self.batch_size, max(32, examples // _STEPS))
         epochs = max(self.epochs, math.ceil(_LEAST_STEPS / max(1, examples // batch)))
         return replace(self, batch_size=batch, epochs=epochs, flip=self.flip and channels > 1)

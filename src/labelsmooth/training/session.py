@@ -261,7 +261,7 @@ def _resumed(
             raise _checks.error("resume", f"name a run of whole epochs, to add some; {run} ended inside one", planned)
         if training.plan.total_steps <= training.steps_done:
             done = training.steps_done / training.plan.steps_per_epoch
-            raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", epochs)
+            raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", f"{epochs:g}")
         folder.write_settings(replace(settings, devices=began.devices))
         folder.reopen()
     training.best = _best(training, folder, reporter)
