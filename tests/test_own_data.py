@@ -513,6 +513,9 @@ def test_leaks_duplicates_and_contradictions(tmp_path):
         "(labelsmooth data shows more)"
     ]
     assert data.describe()["test_images_in_train"] == 2
+    (root / "test/dog/leak2.png").unlink()
+    assert noted(root)[1][0].startswith("warning: 1 of the 7 test images is in the training set too, ")
+    tree(tmp_path, {"test/dog/leak2.png": train["train/dog/001.png"]})
     found = survey(root)
     assert found["duplicates"] == {
         "train": 2, "val": 0, "test": 0, "val in train": 0, "test in train": 2, "test in val": 0,
