@@ -212,7 +212,8 @@ def load(
     leaks = data.leaks()
     if leaks:
         progress.note(
-            f"warning: {leaks} of the {len(data.test)} test images {'is' if leaks == 1 else 'are'} in the training set too, pixel for pixel; "
+            f"warning: {leaks} of the {len(data.test)} test images {'is' if leaks == 1 else 'are'} in the training set "
+            "too, pixel for pixel; "
             "test figures flatter (labelsmooth data shows more)"
         )
     lost = np.flatnonzero(np.bincount(data.train.labels, minlength=data.num_classes) == 0)
