@@ -149,7 +149,7 @@ def test_predict_folders_and_a_list_on_stdin(finished, run, tmp_path, monkeypatc
     code, out, err = run("predict", folder, "mine", "--json")
     assert code == 0
     assert [json.loads(line)["file"] for line in out.splitlines()] == ["mine/b.png", "mine/deeper/a.jpg"]
-    assert err == "labelsmooth: passed over in mine: 1 files that are no images: mine/deeper/notes.txt\n"
+    assert err == "labelsmooth: passed over in mine: 1 file that is no image: mine/deeper/notes.txt\n"
     listed = io.TextIOWrapper(io.BytesIO(b"mine/b.png\n\nmine/deeper\r\ngone\xff.png\n"))
     monkeypatch.setattr(sys, "stdin", listed)
     code, out, err = run("predict", folder, "-", "--top", "1")
@@ -159,7 +159,13 @@ def test_predict_folders_and_a_list_on_stdin(finished, run, tmp_path, monkeypatc
     (tmp_path / "empty").mkdir()
     code, out, err = run("predict", folder, "mine/b.png", "empty")
     assert (code, len(out.splitlines())) == (3, 1)
-    assert "empty cannot be decoded: Is a directory" in err
+    assert err == "labelsmooth: empty holds no image that can be opened\n"
+    code, out, err = run("predict", folder, "empty", "./gone.png", "--json")
+    assert [json.loads(line)["error"] for line in out.splitlines()] == [
+        "empty holds no image that can be opened", "./gone.png: there is no such file"
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
+    assert run("predict", folder, "-") == (0, "", "labelsmooth: the list on stdin names no file\n")
 
 
 def test_data(run, tmp_path):
@@ -171,13 +177,13 @@ def test_data(run, tmp_path):
     code, out, _ = run("data", "pets")
     assert code == 0
     for line in (
-        "examples     20 train, 0 val, 7 test (its own: train, test)",
+        "examples     20 train, 0 val, 7 test (its own: train, test; a training takes validation from train)",
         "images       9x9\n",
         "trained at   9x9, RGB",
-        "classes      2; the largest has 1 times the training images of the smallest",
+        "classes      2; all have the same number of training images",
         "             cat  10 train, 0 val, 3 test",
         "duplicates   1 test in train",
-        "left out     1\n             1 files that are no images: pets/train/cat/notes.txt",
+        "left out     1 file that is no image: pets/train/cat/notes.txt\n",
     ):
         assert line in out
     code, out, _ = run("data", "pets", "--json")

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from labelsmooth import _files
 from labelsmooth._errors import Interrupted, TrainingError
 from labelsmooth.report import page
 from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, artefacts, resume, train
@@ -172,9 +174,21 @@ def test_epochs_that_end_before_what_is_done_or_follow_a_fraction_are_refused(tm
             train("digits", recipe=DIGITS, epochs=3, out=tmp_path)
     with pytest.raises(ValueError, match=r"epochs must be more than the 1.75 that .* has done; got 1.5"):
         resume(tmp_path / "digits-001", epochs=1.5)
+    with pytest.raises(ValueError, match=r"epochs must be more than the 1.75 that .* has done; got 1$"):
+        resume(tmp_path / "digits-001", epochs=1)
     finished = train("digits", recipe=DIGITS, epochs=1.5, out=tmp_path)
     with pytest.raises(ValueError, match=r"resume must name a run of whole epochs, to add some; .* ended inside one"):
         resume(finished.folder, epochs=4)
+
+
+def test_a_file_that_cannot_be_written_is_called_by_its_own_name(tmp_path, monkeypatch):
+    def refuse(dir, prefix, suffix):
+        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}gz022b99{suffix}")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # as a read-only folder does, but not to root
+    with pytest.raises(PermissionError) as refused:
+        _files.write_text(tmp_path / "config.yaml", "a: 1")
+    assert refused.value.filename == str(tmp_path / "config.yaml")
 
 
 class Notes(Reporter):

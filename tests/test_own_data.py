@@ -4,8 +4,10 @@ import base64
 import io
 import json
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ from PIL import Image
 
 from labelsmooth import _files
 from labelsmooth._errors import DataError
-from labelsmooth.training import cache, images, load
+from labelsmooth.training import cache, folders, images, load
 from labelsmooth.training.data import Progress
 from labelsmooth.training.survey import survey
 from tests.test_data import pictures, png
@@ -88,7 +90,7 @@ def test_what_is_no_image_is_counted_and_left_out(tmp_path):
     assert sum(len(split) for split in data.splits.values()) == 20
     skipped = "\n".join(data.skipped)
     for line in (
-        "3 hidden or junk entries: ", "3 files that are no images: ", "1 images in no class folder: ",
+        "3 hidden or junk entries: ", "3 files that are no images: ", "1 image in no class folder: ",
         "cut.png cannot be decoded: ", "empty.jpg cannot be decoded: it is empty",
         "text.jpg cannot be decoded: it is no image of a format that Pillow knows",
     ):  # fmt: skip
@@ -118,10 +120,39 @@ def test_links_circles_and_names(tmp_path):
     assert sum(len(split) for split in data.splits.values()) == 22
     skipped = "\n".join(data.skipped)
     assert "2 symbolic links that lead in a circle" in skipped
-    assert skipped.count("lead nowhere") + skipped.count("cannot be opened") == 2
-    assert "1 entries that are neither files nor folders" in skipped
+    assert skipped.count("leads nowhere") + skipped.count("cannot be opened") == 2
+    assert "1 entry that is neither file nor folder" in skipped
     assert r"bad\xff\n.png cannot be decoded: it is empty" in skipped
     assert len(data.skipped) == len(skipped.splitlines())
+
+
+def test_links_to_where_the_data_lie_bring_nothing_in(tmp_path):
+    root = tree(tmp_path / "all" / "pets", classes()) / "cat"
+    tree(tmp_path / "all" / "other", classes())
+    (root / "above").symlink_to(tmp_path / "all")  # which has more than pets in it
+    assert len(load(root.parent).train.labels) == 14
+    assert folders.search(str(root)).lines() == (f"1 symbolic link that leads in a circle: {root}/above",)
+    assert len(folders.search(str(root)).files) == 10
+
+
+def test_data_that_may_not_be_opened(tmp_path, monkeypatch):
+    def refuse(path):  # as a folder without permissions does, but not to root, as whom tests may run
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(DataError, match=r"^/.* cannot be opened \(Permission denied\)$"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("", "no data are named; give digits"), ("digit", "there is no digit; did you mean digits?; give digits, cifar10"),
+     ("cifar-10", "there is no cifar-10; did you mean cifar10?; give"), ("pets", "there is no pets; give digits")],
+)  # fmt: skip
+def test_data_that_are_not_there(source, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tree(tmp_path, classes()))
+    with pytest.raises(DataError, match=f"^{re.escape(message)}"):
+        load(source)
 
 
 def test_class_names_of_any_bytes(tmp_path):
@@ -134,13 +165,13 @@ def test_class_names_of_any_bytes(tmp_path):
 
 def test_folders_that_hold_no_data(tmp_path):
     for files, message in (
-        ({"a.png": pictures(1)}, r"holds no images in sub-folders, one per class; its sub-folders: none \(1 images in no"),
+        ({"a.png": pictures(1)}, r"holds no images in sub-folders, one per class; its sub-folders: none \(1 image in no"),
         ({"cat/a.txt": b"x", "dog/b.txt": b""}, r"its sub-folders: cat, dog \(2 files that are no images: .*a.txt, ...\)"),
         (classes("train/") | {"test/cat/notes.txt": b"x"}, r"test holds no images in sub-folders.* its sub-folders: cat"),
         (classes("train/") | classes("val/") | classes("valid/"), r"has val and valid for the val split; keep one"),
         (classes(names=("cat",)), r"one class only \('?cat"),
         ({**classes(), "cow/a.png": pictures(1)}, r"class 'cow' has one example, too few to split off test"),
-        (classes("train/") | classes("test/", names=("cat", "cow")), r"1 of the 3 classes .* no training example: 'cow'"),
+        (classes("train/") | classes("test/", names=("cat", "cow")), r"1 of the 3 classes .* has no training example: 'cow'"),
         (classes(names=("Cat", "cat")), r"the classes 'Cat' and 'cat' differ by letter case only; rename one"),
         (classes("train/") | classes("test/", names=("cat", "Dog")), r"'Dog' and 'dog' differ by letter case only"),
         ({f"{c}/{i}.png": b"no image" for c in "xy" for i in range(3)}, r"not one of the 6 images can be decoded; the first: "),
@@ -158,7 +189,7 @@ def test_letters_may_differ_by_case(tmp_path):
 def test_folders_beside_the_splits_are_told_of(tmp_path):
     data, notes = noted(tree(tmp_path, classes("train/") | classes("test/", seed=1) | classes("old/", seed=2)))
     assert data.classes == ("cat", "dog")
-    assert "1 folders beside the splits: " in notes[0]
+    assert "1 folder beside the splits: " in notes[0]
 
 
 # Sizes and kinds of images.
@@ -218,7 +249,7 @@ def test_a_decompression_bomb_is_left_out(tmp_path, monkeypatch):
 
 
 def test_a_class_whose_images_are_all_broken_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"1 of the 3 classes of .* have no training example: 'cow'"):
+    with pytest.raises(DataError, match=r"1 of the 3 classes of .* has no training example: 'cow'"):
         load(tree(tmp_path, classes() | {f"cow/{i}.png": b"x" for i in range(5)}))
 
 
@@ -391,14 +422,15 @@ def test_csv_of_bytes_and_a_folder_of_csv(tmp_path):
 
 
 def test_csv_that_is_wrong(tmp_path):
-    tree(tmp_path, {f"{i}.png": x for i, x in enumerate(pictures(20))})
+    tree(tmp_path, {f"{i}.png": x for i, x in enumerate(pictures(20))} | {"broken.png": b""})
     good = [f"{i}.png,{i % 2}" for i in range(20)]
     for header, rows, options, message in (
         ("path,lable", good, {}, r"no label column .*its columns: path \(string\), lable \(int64\); did you mean lable\?; --label-column"),
         ("pathh,label", good, {}, r"no column of images .*did you mean pathh\?; --image-column names another"),
         ("path,label", good, {"label_column": "labl"}, r"no column 'labl', which --label-column names; did you mean label\?"),
         ("path,label", [*good[:7], "7.png,", *good[8:]], {}, r"line 9 of .* has no label"),
-        ("path,label", [*good[:7], "gone.png,1", *good[8:]], {}, r"line 9 of .*: there is no such file"),
+        ("path,label", [*good[:7], "gone.png,1", *good[8:]], {}, r"line 9 of .*a.csv \(.*/gone.png\): there is no such file"),
+        ("path,label", [*good[:7], "broken.png,1", *good[8:]], {}, r"line 9 of .*a.csv \(.*/broken.png\) cannot be decoded: it is empty"),
         ("path,label", [*good[:7], ",1", *good[8:]], {}, r"line 9 of .* has no image"),
         ("path,label", good, {"image_column": "label"}, r"line 2 of .*: there is no such file"),
         ("path,label,split", [f"{row},{'train' if i else 'trian'}" for i, row in enumerate(good)], {}, r"line 2 of .* has the split 'trian'; it must be one of train, val, test"),
@@ -481,6 +513,9 @@ def test_leaks_duplicates_and_contradictions(tmp_path):
         "(labelsmooth data shows more)"
     ]
     assert data.describe()["test_images_in_train"] == 2
+    (root / "test/dog/leak2.png").unlink()
+    assert noted(root)[1][0].startswith("warning: 1 of the 7 test images is in the training set too, ")
+    tree(tmp_path, {"test/dog/leak2.png": train["train/dog/001.png"]})
     found = survey(root)
     assert found["duplicates"] == {
         "train": 2, "val": 0, "test": 0, "val in train": 0, "test in train": 2, "test in val": 0,

@@ -3,11 +3,13 @@
 import csv
 import ctypes
 import json
+import math
 import os
 import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,9 +20,13 @@ from safetensors.torch import load_file
 
 from labelsmooth import losses, smooth_labels
 from labelsmooth._errors import DataError, Interrupted, TrainingError
+from labelsmooth.cli import main
+from labelsmooth.comparison.arms import Arm
+from labelsmooth.comparison.images import ImageTrials
 from labelsmooth.evaluation import evaluate, load_predictions
 from labelsmooth.schedules import PolynomialDecay
 from labelsmooth.training import CLASSIC, DIGITS, FAST, Predictor, Recipe, Reporter, load, memory, resume, train
+from labelsmooth.training import session as sessions
 from labelsmooth.training.plan import Plan
 from labelsmooth.training.run import RunFolder, Settings
 from labelsmooth.training.signals import StopRequest
@@ -418,6 +424,73 @@ def test_without_validation_the_last_checkpoint_is_tested(tmp_path):
     assert {row["val_accuracy"] for row in table(result.folder)} == {""}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "examples", "classes", "count"),
+    [
+        (FAST, 50_000, 10, 1000), (FAST.changed(epochs=3), 12_345, 10, 1000), (FAST, 10_000, 10, 1000),
+        (FAST, 9_999, 10, 1000), (FAST, 1437, 10, 144), (FAST, 20, 2, 2), (FAST, 100_000, 200, 2000),
+        (FAST, 15_000, 1000, 1500), (CLASSIC, 50_000, 10, 5000), (DIGITS, 1437, 10, 144), (FAST, 0, 0, 0),
+        (Recipe(name="mine", model="fast"), 50_000, 10, 5000),
+    ],
+)  # fmt: skip
+def test_the_fast_recipe_keeps_few_images_for_validation(recipe, examples, classes, count):
+    assert math.ceil(recipe.val_share(examples, classes) * examples - 1e-9) == count
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """12,345 images to train with, of which 10 % are 1,235, and 20 to test."""
+    path, rng = tmp_path_factory.mktemp("many") / "many.npz", np.random.default_rng(0)
+    arrays = {}
+    for name, n in (("train", 12_345), ("test", 20)):
+        arrays[f"x_{name}"] = rng.integers(0, 256, (n, 8, 8), np.uint8)
+        arrays[f"y_{name}"] = np.arange(n) % 10
+    np.savez(path, **arrays)
+    return path
+
+
+def test_how_many_validate_by_recipe_and_by_option(many, tmp_path):
+    for recipe, val_split, count, share in (
+        ("fast", None, 1000, 1000 / 12_345), (FAST, None, 1000, 1000 / 12_345), ("fast", 0.1, 1235, 0.1),
+        ("fast", 0.02, 247, 0.02), ("fast", 0, 0, 0), ("digits", None, 1235, 0.1), (None, None, 1235, 0.1),
+    ):  # fmt: skip
+        settings, images = sessions.prepare(many, recipe, val_split=val_split)
+        assert (len(images.val), settings.val_split) == (count, share)
+        again = load(many, val_split=settings.val_split)  # what config.yaml holds is the same split
+        assert np.array_equal(again.val.index, images.val.index)
+    assert len(load(many, val_split=FAST.val_share).val) == 1000
+    with pytest.raises(ValueError, match=r"val_split must be a number in \[0, 1\); got 2"):
+        load(many, val_split=lambda examples, classes: 2)
+    with np.load(many) as file:
+        np.savez(tmp_path / "own.npz", x_val=file["x_test"], y_val=file["y_test"], **dict(file))
+    settings, images = sessions.prepare(tmp_path / "own.npz", "fast")
+    assert (len(images.train), len(images.val), settings.val_split) == (12_345, 20, 0.1)  # which nothing uses
+
+
+def test_a_run_goes_on_with_the_validation_that_it_began_with(many, tmp_path):
+    new = train(many, "fast", epochs=0.01, out=tmp_path)
+    values = yaml.safe_load((new.folder / "config.yaml").read_text())
+    assert values["val_split"] == 1000 / 12_345
+    settings, images = sessions.prepare(**{name: value for name, value in values.items() if name != "devices"})
+    assert (settings.val_split, len(images.val)) == (1000 / 12_345, 1000)
+    old = train(many, "fast", val_split=0.1, epochs=0.01, out=tmp_path / "old")  # as earlier versions did by themselves
+    (old.folder / "summary.json").unlink()
+    assert len(load_predictions(resume(old.folder).folder / "predictions" / "val.npz").labels) == 1235
+    (tmp_path / "written.yaml").write_text(f"data: {many}\nrecipe: fast\nepochs: 0.01\n")
+    assert main(["train", "--config", str(tmp_path / "written.yaml"), "--out", str(tmp_path / "w")]) == 0
+    assert json.loads((tmp_path / "w" / "many-001" / "data.json").read_text())["examples"]["val"] == 1000
+
+
+def test_a_comparison_keeps_10_percent_for_validation_with_every_recipe(many, tmp_path):
+    for options, count in (({}, 1235), ({"val_split": 0.02}, 247)):
+        trials = ImageTrials.of(str(many), {"recipe": "fast", "epochs": 0.01, **options})
+        folder = tmp_path / f"trial-{count}"
+        folder.mkdir()
+        trials.run(folder, Arm(0.1, ()), 0, Reporter())
+        assert len(load_predictions(folder / "predictions" / "val.npz").labels) == count
+        assert "val_split" not in trials.settings or options  # so that one that began before goes on
+
+
 def test_epochs_may_be_fractional(tmp_path):
     result = train("digits", out=tmp_path, epochs=1.5)
     steps = int(load_file(result.folder / "checkpoints" / "last.safetensors")["network.body.0.1.num_batches_tracked"])
@@ -554,6 +627,7 @@ def test_the_fast_recipe_fits_the_data():
     assert many == FAST
     assert (grey.batch_size, grey.epochs, grey.flip) == (64, 14, False)
     assert CLASSIC.for_data(90, 1) == CLASSIC
+    assert CLASSIC.for_data(42, 1) == replace(CLASSIC, batch_size=42)  # all that there is
 
 
 def test_freed_memory_is_kept_only_while_training():

@@ -29,7 +29,11 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
         path: the file to be.
         keep: where the file goes that was there before, once the new one is safe on the disk.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    except OSError as error:
+        error.filename = str(path)  # which people know
+        raise
     os.close(handle)
     temporary = Path(name)
     try:

@@ -28,6 +28,16 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def counted(count: float, one: str, more: str | None = None) -> str:
+    """`count` of something, in the singular where it is one; `more` is the plural if that is not `one` with an s.
+
+    Example:
+        >>> counted(1, "step"), counted(1.5, "epoch"), counted(2, "entry", "entries")
+        ('1 step', '1.5 epochs', '2 entries')
+    """
+    return f"{count:.15g} {one if count == 1 else more or one + 's'}"
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean X?`, or nothing."""
     close = difflib.get_close_matches(name, known, 1)

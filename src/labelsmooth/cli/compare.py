@@ -68,7 +68,8 @@ def compare(
         image_size: as for train.
         image_column: as for train.
         label_column: as for train.
-        val_split: as for train, but above 0: the factor is chosen on validation.
+        val_split: as for train, but above 0, and 0.1 with every recipe if not given: the factor is chosen on
+            validation, and the temperature fitted.
         device: as for train.
         framework: as for train.
         keras_backend: as for train; the same in every process.

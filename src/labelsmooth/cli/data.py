@@ -46,7 +46,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
     sizes, examples, counts = found["sizes"], found["examples"], found["class_counts"]
     height, width, channels = found["image_shape"]
     own = ", ".join(found["own_splits"])
+    own += "" if "val" in found["own_splits"] else "; a training takes validation from train"
     small, median, large = (f"{sizes[name][0]}x{sizes[name][1]}" for name in ("smallest", "median", "largest"))
+    balance = f"the largest has {found['imbalance']:.3g} times the training images of the smallest"
+    balance = "all have the same number of training images" if found["imbalance"] == 1 else balance
     shape = f"{height}x{width}, {'grey' if channels == 1 else 'RGB'}"
     lines = [
         f"data         {found['name']}: {found['source']}",
@@ -55,8 +58,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"images       {small}" if sizes["different"] == 1 else
         f"images       {sizes['different']} sizes from {small} to {large}, in the middle {median}",
         f"trained at   {shape}",
-        f"classes      {len(found['classes'])}; the largest has {found['imbalance']:.3g} times the training images of "
-        "the smallest",
+        f"classes      {len(found['classes'])}; {balance}",
     ]  # fmt: skip
     width = max(len(name) for name in found["classes"][:_SHOWN])
     for number, name in enumerate(found["classes"][:_SHOWN]):
@@ -71,8 +73,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if found["contradictions"]:
         lines.append(f"labels       {found['contradictions']} images have copies with another label")
     skipped = found["skipped"]
-    lines.append(f"left out     {len(skipped) or 'nothing'}")
-    lines += [f"             {line}" for line in skipped[:_SHOWN]]
+    shown = skipped[:_SHOWN] or ["nothing"]
+    lines += [f"{'' if number else 'left out':<13}{line}" for number, line in enumerate(shown)]
     if len(skipped) > _SHOWN:
         lines.append(f"             ... and {len(skipped) - _SHOWN} more (--json lists all)")
     return lines

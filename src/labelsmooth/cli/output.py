@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from labelsmooth._text import printable_lines
+from labelsmooth._text import counted, printable_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,12 +181,12 @@ def _describe(training: Any, folder: Path) -> str:
     data, recipe, settings = plan.data, plan.recipe, plan.settings
     height, width, channels = data.image_shape
     first = int(data.train.labels[0])
+    steps = f"{counted(recipe.epochs, 'epoch')} of {counted(plan.steps_per_epoch, 'step')}"
     lines = [
         f"data        {data.name}: {data.num_classes} classes, images {height}x{width}x{channels}; "
         f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test",
         f"model       {recipe.model}, {engine.parameters:,} trainable parameters",
-        f"training    recipe {recipe.name}: {recipe.epochs:g} epochs of {plan.steps_per_epoch} steps of "
-        f"{recipe.batch_size}{_parts(settings)}, seed {settings.seed}",
+        f"training    recipe {recipe.name}: {steps} of {recipe.batch_size}{_parts(settings)}, seed {settings.seed}",
         f"device      {engine.device}, {engine.precision_reason}",
     ]
     if settings.devices > 1:

@@ -51,9 +51,10 @@ def predict(
         name = printable(str(file))
         if not isinstance(probabilities, np.ndarray):
             failed += 1
-            print(f"labelsmooth: {probabilities}", file=sys.stderr)
+            text = f"{name} holds no image that can be opened" if os.path.isdir(file) else str(probabilities)
+            print(f"labelsmooth: {text}", file=sys.stderr)
             if json:
-                print_json({"file": name, "error": str(probabilities)})
+                print_json({"file": name, "error": text})
             continue
         best = np.argsort(-probabilities, kind="stable")[:count]
         pairs = [(predictor.classes[k], float(probabilities[k])) for k in best]
@@ -77,7 +78,10 @@ def _expanded(names: tuple[str, ...]) -> Iterator[str]:
     for name in names:
         if name == "-":
             lines = map(os.fsdecode, sys.stdin.buffer.read().split(b"\n"))
-            yield from _expanded(tuple(line.removesuffix("\r") for line in lines if line.strip() not in ("", "-")))
+            listed = tuple(line.removesuffix("\r") for line in lines if line.strip() not in ("", "-"))
+            if not listed:
+                print("labelsmooth: the list on stdin names no file", file=sys.stderr)
+            yield from _expanded(listed)
         elif Path(name).is_dir():
             found = folders.search(name)
             for line in found.lines():

@@ -72,7 +72,8 @@ def train(
         noise: other labels for training, not for validation and test: symmetric:P (with probability P any other class),
             asymmetric:P (the next class), column:NAME of a table, or a file (.npy, .npz, .csv, .tsv or .txt) of names
             or ids, one for each example of the data's own training split, or for each of all.
-        val_split: the share of training examples kept for validation; 0.1 if not given. 0: the last epoch is tested.
+        val_split: the share of training examples kept for validation; if not given, 0.1, and with the recipe fast not
+            more than 1,000 images (or 10 of each class). 0: the last epoch is tested.
         seed: of split, noise, weights, order, augmentation and dropout; 0 if not given.
         device: auto, cpu, cuda or cuda:N.
         precision: of convolutions; auto takes what the device is fast in.

@@ -13,7 +13,11 @@ from labelsmooth.comparison.arms import Arm
 from labelsmooth.training import memory, session
 from labelsmooth.training.data import ImageData
 from labelsmooth.training.loop import Reporter, Training
+from labelsmooth.training.recipes import VAL_SHARE
 from labelsmooth.training.run import RunFolder, Settings
+
+# Whatever a recipe holds out alone: here the factor is chosen on validation, and the temperature fitted.
+_SPLIT: dict[str, Any] = {"val_split": VAL_SHARE}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class ImageTrials:
             options: further keyword arguments of `labelsmooth.training.train`.
             reporter: told of how the data are read.
         """
-        first, images = session.prepare(data, reporter=reporter, **options)
+        first, images = session.prepare(data, reporter=reporter, **_SPLIT | dict(options))
         told = {"data": images.source, **options}
         if first.noise is not None:
             told["noise"] = first.noise  # a file's path, made absolute
@@ -56,7 +60,7 @@ class ImageTrials:
         return {**self.__dict__, "_first": None}  # other processes read the cache themselves
 
     def _options(self) -> dict[str, Any]:
-        return asked(self.settings)
+        return _SPLIT | asked(self.settings)
 
     def describe(self) -> str:
         return "labelsmooth train"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from labelsmooth import _checks
 from labelsmooth._errors import DataError
+from labelsmooth._text import nearest
 from labelsmooth.training import arrays, cifar10, folders, tables
 from labelsmooth.training.listing import SPLITS, Listing, Progress
 from labelsmooth.training.noise import Noise, checked, relabelled
@@ -157,7 +158,7 @@ class ImageData:
 def load(
     source: str | Path,
     *,
-    val_split: float = 0.1,
+    val_split: float | Callable[[int, int], float] = 0.1,
     seed: int = 0,
     image_size: int | None = None,
     image_column: str | None = None,
@@ -176,6 +177,7 @@ def load(
             ``train.parquet`` or ``train.csv`` (with or without ``val`` and ``test``), or a ``.parquet``, ``.csv`` or
             ``.npz`` file.
         val_split: the share of the training examples that validation gets, in [0, 1); unless the data bring their own.
+            Or a function that gives it for the numbers of these examples and of classes, such as `Recipe.val_share`.
         seed: of the validation split. Data without a test set lose 20 % to one, the same examples for every seed.
         image_size: resize to this height and width, of at least 4. None: images of one size up to 128 pixels keep it;
             others become squares of the median of their shorter sides, at most 64 pixels.
@@ -210,7 +212,8 @@ def load(
     leaks = data.leaks()
     if leaks:
         progress.note(
-            f"warning: {leaks} of the {len(data.test)} test images are in the training set too, pixel for pixel; "
+            f"warning: {leaks} of the {len(data.test)} test images {'is' if leaks == 1 else 'are'} in the training set "
+            "too, pixel for pixel; "
             "test figures flatter (labelsmooth data shows more)"
         )
     lost = np.flatnonzero(np.bincount(data.train.labels, minlength=data.num_classes) == 0)
@@ -224,7 +227,7 @@ def load(
 
 def gather(
     source: str | Path,
-    val_split: float,
+    val_split: float | Callable[[int, int], float],
     seed: int,
     image_size: int | None,
     image_column: str | None,
@@ -233,7 +236,7 @@ def gather(
     progress: Progress,
 ) -> ImageData:
     """What `load` does, without a word about what it found."""
-    share = _checks.smoothing(val_split, "val_split")
+    share = val_split if callable(val_split) else _checks.smoothing(val_split, "val_split")
     size = None if image_size is None else _checks.class_count(image_size, "image_size", least=4)
     asked = None if noise is None else checked(noise)
     listing = find(source, image_column=image_column, label_column=label_column, download=progress.download)
@@ -257,6 +260,8 @@ def gather(
     if "test" not in splits:
         splits["train"], splits["test"] = _split(splits["train"], TEST_SHARE, 0, "test", classes)
     if "val" not in splits:
+        if callable(share):
+            share = _checks.smoothing(share(len(splits["train"]), len(classes)), "val_split")
         splits["train"], splits["val"] = _split(splits["train"], share, seed, "validation", classes)
     train, done = splits["train"], None
     _check_classes(train, classes, str(source))
@@ -276,8 +281,17 @@ def find(
     """The labelled examples of `source`, their images yet to be decoded.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: there is none, it is damaged, or it cannot be opened.
     """
+    if source == "":  # which a path would take for the working folder
+        raise DataError(f"no data are named; give {KINDS}")
+    try:
+        return _find(source, image_column, label_column, download)
+    except PermissionError as error:
+        raise DataError(f"{source} cannot be opened ({error.strerror})") from None
+
+
+def _find(source: str | Path, image_column: str | None, label_column: str | None, download: object) -> Listing:
     path = _path(source)
     columns = {"image_column": image_column, "label_column": label_column}
     if str(source) == "digits":
@@ -295,7 +309,7 @@ def find(
         return tables.read(files, path.resolve().name, **columns) if files else folders.read(str(path))
     if path.exists():
         raise DataError(f"{source} is no data that can be read; give {KINDS}")
-    raise DataError(f"there is no {source}; give {KINDS}")
+    raise DataError(f"there is no {source}{nearest(str(source), ['digits', 'cifar10'])}; give {KINDS}")
 
 
 def _path(source: str | Path) -> Path:
@@ -376,7 +390,8 @@ def _check_classes(train: Split, classes: tuple[str, ...], source: str) -> None:
     missing = np.flatnonzero(counts == 0)
     if missing.size:
         raise DataError(
-            f"{len(missing)} of the {len(classes)} classes of {source} have no training example: "
+            f"{len(missing)} of the {len(classes)} classes of {source} {'has' if len(missing) == 1 else 'have'} "
+            "no training example: "
             f"{_listed(classes, missing)}"
         )
 

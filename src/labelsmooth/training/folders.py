@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from labelsmooth._errors import DataError
-from labelsmooth._text import printable
+from labelsmooth._text import counted, printable
 from labelsmooth.training import cache
 from labelsmooth.training.images import Items
 from labelsmooth.training.listing import SPLIT_NAMES, Listing, one_file_per_split
@@ -19,8 +21,19 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm",
     ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".ico",
 )  # fmt: skip
-_FOLDER, _IMAGE = "folder", "image"
 _JUNK = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")
+
+Kind = tuple[str, str]  # of an entry, in the singular and in the plural
+_FOLDER, _IMAGE = ("folder", "folders"), ("image", "images")
+_BESIDE = ("folder beside the splits", "folders beside the splits")
+_LOOSE = ("image in no class folder", "images in no class folder")
+_CLOSED_FOLDER = ("folder that cannot be opened", "folders that cannot be opened")
+_CIRCLE = ("symbolic link that leads in a circle", "symbolic links that lead in a circle")
+_NOWHERE = ("symbolic link that leads nowhere", "symbolic links that lead nowhere")
+_SPECIAL = ("entry that is neither file nor folder", "entries that are neither files nor folders")
+_HIDDEN = ("hidden or junk entry", "hidden or junk entries")
+_CLOSED = ("entry that cannot be opened", "entries that cannot be opened")
+_OTHER = ("file that is no image", "files that are no images")
 
 
 @dataclass
@@ -28,15 +41,15 @@ class Found:
     """Image files below a folder, and what was passed over: how often, and where first, by kind."""
 
     files: list[str] = field(default_factory=list)
-    skipped: dict[str, tuple[int, str]] = field(default_factory=dict)
+    skipped: dict[Kind, tuple[int, str]] = field(default_factory=dict)
 
-    def skip(self, kind: str, path: str) -> None:
+    def skip(self, kind: Kind, path: str) -> None:
         count, first = self.skipped.get(kind, (0, path))
         self.skipped[kind] = (count + 1, first)
 
     def lines(self) -> tuple[str, ...]:
         return tuple(
-            f"{count} {kind}: {printable(first)}{', ...' * (count > 1)}"
+            f"{counted(count, *kind)}: {printable(first)}{', ...' * (count > 1)}"
             for kind, (count, first) in self.skipped.items()
         )
 
@@ -56,13 +69,13 @@ def read(path: str) -> Listing:
         roots = one_file_per_split(below, f"the folder {path}")
         for name in below:
             if name not in roots.values():
-                found.skip("folders beside the splits", os.path.join(path, name))
+                found.skip(_BESIDE, os.path.join(path, name))
     else:
         roots = {"train": ""}
     labels, splits = [], []
     for split, name in roots.items():
         root = os.path.join(path, name) if name else path
-        above = frozenset({_identity(path), _identity(root)})
+        above = _above(path) | {_identity(path), _identity(root)}
         before = len(found.files)
         for class_name in _subfolders(root, found) if name else below:
             first = len(found.files)
@@ -97,7 +110,7 @@ def read(path: str) -> Listing:
 def search(path: str) -> Found:
     """All image files below `path`, sorted, through symbolic links too."""
     found = Found()
-    _search(path, found, frozenset())
+    _search(path, found, _above(path))
     return found
 
 
@@ -109,13 +122,22 @@ def _subfolders(path: str, found: Found) -> list[str]:
         if kind == _FOLDER:
             names.append(entry.name)
         else:
-            found.skip("images in no class folder" if kind == _IMAGE else kind, entry.path)
+            found.skip(_LOOSE if kind == _IMAGE else kind, entry.path)
     return names
 
 
 def _identity(path: str) -> tuple[int, int]:
     stat = os.stat(path)
     return stat.st_dev, stat.st_ino
+
+
+def _above(path: str) -> frozenset[tuple[int, int]]:
+    """The folders that `path` lies in: a link back to one of them would bring in all that is beside `path`."""
+    above = set()
+    for folder in Path(os.path.realpath(path)).parents:
+        with suppress(OSError):
+            above.add(_identity(str(folder)))
+    return frozenset(above)
 
 
 def _search(top: str, found: Found, above: frozenset[tuple[int, int]]) -> None:
@@ -126,10 +148,10 @@ def _search(top: str, found: Found, above: frozenset[tuple[int, int]]) -> None:
         try:
             own = _identity(path)
         except OSError:
-            found.skip("folders that cannot be opened", path)
+            found.skip(_CLOSED_FOLDER, path)
             continue
         if own in above:
-            found.skip("symbolic links that lead in a circle", path)
+            found.skip(_CIRCLE, path)
             continue
         folders = []
         for entry in _scan(path, found):
@@ -148,20 +170,19 @@ def _scan(path: str, found: Found) -> Iterator[os.DirEntry[str]]:
         with os.scandir(path) as entries:
             yield from sorted(entries, key=lambda entry: entry.name)
     except OSError:
-        found.skip("folders that cannot be opened", path)
+        found.skip(_CLOSED_FOLDER, path)
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
+def _kind(entry: os.DirEntry[str]) -> Kind:
     """What an entry is: `_FOLDER`, `_IMAGE` by its extension (or by having none), or why it is passed over."""
     if entry.name.startswith(".") or entry.name.lower() in _JUNK:
-        return "hidden or junk entries"
+        return _HIDDEN
     try:
         if entry.is_dir():
             return _FOLDER
         if not entry.is_file():
-            links = entry.is_symlink()
-            return "symbolic links that lead nowhere" if links else "entries that are neither files nor folders"
+            return _NOWHERE if entry.is_symlink() else _SPECIAL
     except OSError:  # a symbolic link to itself, among others
-        return "entries that cannot be opened"
+        return _CLOSED
     extension = os.path.splitext(entry.name)[1].lower()
-    return _IMAGE if extension in EXTENSIONS or not extension else "files that are no images"
+    return _IMAGE if extension in EXTENSIONS or not extension else _OTHER

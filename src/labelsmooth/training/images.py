@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from labelsmooth._errors import DataError
+from labelsmooth._text import printable
 
 OWN_SIZE = 128  # images of one size keep it up to here
 CHOSEN_SIZE = 64  # others are resized to at most this
@@ -108,15 +109,18 @@ class _opened:
             self.image.close()
         if error is None or isinstance(error, DataError) or not isinstance(error, Exception):
             return
+        where = self.where
+        if isinstance(self.source, (str, Path)) and (path := printable(str(self.source))) != where:
+            where = f"{where} ({path})"
         if isinstance(error, FileNotFoundError):
-            raise DataError(f"{self.where}: there is no such file") from None
+            raise DataError(f"{where}: there is no such file") from None
         if isinstance(error, UnidentifiedImageError):
             empty = self.source == b"" or (isinstance(self.source, (str, Path)) and os.path.getsize(self.source) == 0)
             why = "it is empty" if empty else "it is no image of a format that Pillow knows"
-            raise DataError(f"{self.where} cannot be decoded: {why}") from None
+            raise DataError(f"{where} cannot be decoded: {why}") from None
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         passing = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
-        raise (_Passing if passing else DataError)(f"{self.where} cannot be decoded: {reason}") from None
+        raise (_Passing if passing else DataError)(f"{where} cannot be decoded: {reason}") from None
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

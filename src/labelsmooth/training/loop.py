@@ -172,7 +172,7 @@ class Training:
     @property
     def steps_done(self) -> int:
         """In whole epochs, and in the one that runs."""
-        return min(len(self.rows) * self.plan.steps_per_epoch, self.plan.total_steps) + self.engine.begun[0]
+        return len(self.rows) * self.plan.steps_per_epoch + self.engine.begun[0]
 
     def run(self, folder: RunFolder, reporter: Reporter) -> None:
         """Train to the end; after every epoch, and when asked to stop, write metrics and checkpoints.

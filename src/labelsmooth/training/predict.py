@@ -53,7 +53,7 @@ class Predictor:
         batch: list[tuple[str | Path, np.ndarray | DataError]] = []
         for file in files:
             try:
-                image = decode(Path(file), printable(str(file)), channels=self.channels)
+                image = decode(str(file), printable(str(file)), channels=self.channels)
                 batch.append((file, resize(image, self.size)))
             except DataError as error:
                 batch.append((file, error))

@@ -17,6 +17,8 @@ _SCHEDULE_STEPS = ("epoch", "step")
 _SHIFTS = ("part", "pixels")
 _LEAST_STEPS = 280  # of a training by the fast recipe
 _STEPS = 20  # per epoch, which the fast recipe aims at with fewer examples than its batches were made for
+VAL_SHARE = 0.1  # of the training examples
+_VAL_MOST, _VAL_MOST_PER_CLASS = 1000, 10  # validation images of the fast recipe, the larger of the two
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,27 @@ class Recipe:
     def for_data(self, examples: int, channels: int) -> Recipe:
         """This recipe for so many training images.
 
-        `fast` takes smaller batches and more epochs where there are few, and mirrors no grey images, which tend to be
-        characters.
+        No batch is larger than all of them. `fast` takes smaller batches and more epochs where there are few, and
+        mirrors no grey images, which tend to be characters.
         """
         if self.name != "fast":
-            return self
+            return replace(self, batch_size=min(self.batch_size, max(1, examples)))
         batch = min(self.batch_size, max(32, examples // _STEPS))
         epochs = max(self.epochs, math.ceil(_LEAST_STEPS / max(1, examples // batch)))
         return replace(self, batch_size=batch, epochs=epochs, flip=self.flip and channels > 1)
+
+    def val_share(self, examples: int, classes: int) -> float:
+        """The share of so many training examples that validation gets, where nobody says how much.
+
+        10 %; `fast`, which learns from every image that it gets, keeps no more than 1,000 (or 10 of each class).
+
+        Example:
+            >>> FAST.val_share(50_000, 10), FAST.val_share(50_000, 200), FAST.val_share(1_437, 10)
+            (0.02, 0.04, 0.1)
+        """
+        if self.name != "fast":
+            return VAL_SHARE
+        return min(VAL_SHARE, max(_VAL_MOST, _VAL_MOST_PER_CLASS * classes) / max(1, examples))
 
     def changed(self, **changes: Any) -> Recipe:
         """This recipe with `changes`; those that are None change nothing.

@@ -38,7 +38,7 @@ def train(
     data: str | Path = "digits",
     recipe: str | Recipe | None = None,
     *,
-    val_split: float = 0.1,
+    val_split: float | None = None,
     seed: int = 0,
     image_size: int | None = None,
     image_column: str | None = None,
@@ -66,8 +66,8 @@ def train(
         data: see `labelsmooth.training.load`.
         recipe: a `Recipe`, or the name of one (``"classic"``, ``"fast"``, ``"digits"``); None chooses by the image
             size.
-        val_split: the share of the training examples that validation gets, in [0, 1). With 0 there is no `best`
-            checkpoint, and the last one is tested.
+        val_split: the share of the training examples that validation gets, in [0, 1); None: `Recipe.val_share`. With 0
+            there is no `best` checkpoint, and the last one is tested.
         seed: a whole number of at least 0.
         image_size: resize to this height and width; None: see `labelsmooth.training.load`.
         image_column: of a table; None: found by its type and name.
@@ -131,7 +131,7 @@ def prepare(
     *,
     reporter: Reporter | None = None,
     ranks: Ranks | None = None,
-    val_split: float = 0.1,
+    val_split: float | None = None,
     seed: int = 0,
     image_size: int | None = None,
     image_column: str | None = None,
@@ -154,7 +154,8 @@ def prepare(
     # A wrong option is found before the data are read; which recipe suits them, only afterwards.
     source = str(data) if isinstance(data, Path) else data
     first = (named or recipes.CLASSIC).changed(**changes)
-    settings = Settings(source, first, val_split, seed, image_size, image_column, label_column, device, deterministic,
+    share = recipes.VAL_SHARE if val_split is None else val_split
+    settings = Settings(source, first, share, seed, image_size, image_column, label_column, device, deterministic,
         compile, None if noise is None else str(noise), track, framework, keras_backend, accumulate,
         ranks.count,
     )  # fmt: skip
@@ -165,11 +166,13 @@ def prepare(
     if track is not None:
         tracking.check(track)
     ranks.alike(settings.flat())
-    images = _load(settings, reporter or Reporter(), ranks)
+    images = _load(settings, reporter or Reporter(), ranks, first.val_share if val_split is None else share)
+    if val_split is None and "val" not in images.own_splits:
+        share = first.val_share(len(images.train) + len(images.val), images.num_classes)
     chosen = named or recipes.suited(images.image_shape)
     if isinstance(recipe, str) or recipe is None:
         chosen = chosen.for_data(len(images.train), images.image_shape[-1])
-    return replace(settings, data=images.source, recipe=chosen.changed(**changes)), images
+    return replace(settings, data=images.source, val_split=share, recipe=chosen.changed(**changes)), images
 
 
 def start(
@@ -240,7 +243,7 @@ def _resumed(
         frameworks.use_keras(settings.keras_backend)
     ranks.alike(settings.flat())
     track = _tracker(settings, reporter)
-    images = _load(settings, reporter, ranks)
+    images = _load(settings, reporter, ranks, settings.val_split)
     known, began_in = folder.read_json("data.json"), {"devices": 1} | folder.read_json("env.json")
     if images.digest != known.get("sha256"):
         raise DataError(
@@ -258,7 +261,7 @@ def _resumed(
             raise _checks.error("resume", f"name a run of whole epochs, to add some; {run} ended inside one", planned)
         if training.plan.total_steps <= training.steps_done:
             done = training.steps_done / training.plan.steps_per_epoch
-            raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", epochs)
+            raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", f"{epochs:g}")
         folder.write_settings(replace(settings, devices=began.devices))
         folder.reopen()
     training.best = _best(training, folder, reporter)
@@ -282,7 +285,9 @@ def _tracker(settings: Settings, reporter: Reporter) -> str | None:
     return settings.track
 
 
-def _load(settings: Settings, reporter: Reporter, ranks: Ranks) -> ImageData:
+def _load(
+    settings: Settings, reporter: Reporter, ranks: Ranks, val_split: float | Callable[[int, int], float]
+) -> ImageData:
     """The data: decoded once, by the first process of each machine.
 
     Raises:
@@ -291,7 +296,7 @@ def _load(settings: Settings, reporter: Reporter, ranks: Ranks) -> ImageData:
     with ranks.in_turn("data", by_machine=True):
         images = load(
             settings.data,
-            val_split=settings.val_split,
+            val_split=val_split,
             seed=settings.seed,
             image_size=settings.image_size,
             image_column=settings.image_column,
