@@ -369,7 +369,7 @@ private:
             if (valid) {
                 const auto in = where<T, W>(valid + k, part);
                 x = in ? x : V{};
-                outside = ~in & (target > 0) ? splat<T, W>(1) : outside;
+                outside = (~in & (target > 0)) ? splat<T, W>(1) : outside;
             }
             if (q) x += of_target * target;
             if (w) x = x != 0 ? x * take<W>(w + k, part) : x;  // a class that does not occur may weigh nan

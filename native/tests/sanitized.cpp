@@ -62,8 +62,10 @@ bool run(const Kernels& kernels, Type type, int64_t outer, int64_t classes, int6
     const auto prior = stored(real, even), targets = stored(real, each);
     auto mask = std::make_unique<uint8_t[]>(rows);
     for (size_t i = 0; i < rows; ++i) mask[i] = draws() % 4 != 0;
-    auto class_mask = std::make_unique<uint8_t[]>(K);
-    for (size_t k = 0; k < K; ++k) class_mask[k] = 1;
+    const bool each_masked = option & 8 && inner == 1;
+    const size_t flags = each_masked ? rows * K : K;
+    auto class_mask = std::make_unique<uint8_t[]>(flags);
+    for (size_t k = 0; k < flags; ++k) class_mask[k] = 1;
 
     Problem p{};
     p.type = type;
@@ -83,7 +85,7 @@ bool run(const Kernels& kernels, Type type, int64_t outer, int64_t classes, int6
     p.target_tolerance = p.prior_tolerance = 1e-4;
     if (option & 1) p.weight = weight.get();
     if (option & 2) p.prior = prior.get(), p.mask = mask.get();
-    if (option & 4) p.weight_outside = true, p.class_mask = class_mask.get();
+    if (option & 4) p.weight_outside = true, p.class_mask = class_mask.get(), p.class_mask_rows = each_masked;
     if (option & 8 && inner == 1) p.labels = nullptr, p.targets = targets.get();
     if (option & 16 && inner == 1) p.prior = targets.get(), p.prior_rows = true;
     const int faults = kernels.cross_entropy(p);
