@@ -125,6 +125,7 @@ def _normalised(block: np.ndarray, total: np.ndarray, square: np.ndarray) -> np.
         _blocks.shifted(block[wide], 0, z)
         finite = np.isfinite(z)
         kept = np.where(finite, z, 0).astype(np.float64)
+        kept /= np.maximum(-kept.min(axis=1), 1)[:, None]  # no scale changes the result, and no square overflows
         total, square = total.copy(), square.copy()
         total[wide], square[wide], count[wide] = kept.sum(axis=1), (kept**2).sum(axis=1), finite.sum(axis=1)
     norm = np.sqrt(np.maximum(square - total**2 / count, 0))
