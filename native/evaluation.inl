@@ -197,7 +197,7 @@ private:
     }
 
     void add(int64_t t, int64_t k, T p) {
-        if (p <= edges[1]) {
+        if (!(p > edges[1])) {  // whatever happens, a nan is no index
             lowest_[2 * t * count + k] += p;
             lowest_[(2 * t + 1) * count + k] += p * p;
             return;

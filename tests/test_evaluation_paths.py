@@ -180,6 +180,16 @@ def test_differences_that_overflow(path):
         assert rows(logits, [1, 0, 1]).nll[:2].tolist() == [np.inf, np.inf]
 
 
+@pytest.mark.parametrize("name", TOLERANCES)
+def test_temperatures_beyond_the_range_of_the_logits(path, name):
+    logits = np.array([[3.0, 1.0, -np.inf], [0.0, 2.0, 1.0]] * 9).astype(name)
+    for temperature, confidence in ((1e-310, [1, 1]), (1e-60, [1, 1]), (1e60, [1 / 2, 1 / 3]), (1e308, [1 / 2, 1 / 3])):
+        found = rows(logits, [0, 1] * 9, temperature=temperature)
+        np.testing.assert_allclose(found.confidence, confidence * 9, rtol=1e-6)
+        np.testing.assert_allclose(found.nll, -np.log(confidence * 9), rtol=1e-6, atol=1e-300)
+        assert found.classwise.counts.sum() == 3 * 18
+
+
 @pytest.mark.skipif(not KERNELS, reason="installed without a compiler")
 def test_the_kernel_refuses_what_is_not_its_own():
     logits, labels, edges = np.zeros((4, 3), np.float32), np.zeros(4, np.int64), np.array([0, 0.5, 1], np.float32)

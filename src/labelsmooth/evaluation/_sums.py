@@ -57,10 +57,12 @@ def row_sums(
     Raises:
         ValueError: nan, +inf, or a row of nothing but -inf.
     """
+    limits = np.finfo(edges.dtype)  # between which 1 / T times 0 is 0, and times -inf is -inf
+    inverse = [min(max(1 / temperature, float(limits.tiny)), float(limits.max)) for temperature in temperatures]
     if not _by_kernel(block.dtype):
-        return _row_sums_by_numpy(block, labels, first, temperatures, edges, cells, buffers)
-    ids, numbers = np.empty((2, len(block)), np.int64), np.empty((4 + 4 * len(temperatures), len(block)))
-    plain, inverse = np.require(block, edges.dtype, "CA"), [1 / temperature for temperature in temperatures]
+        return _row_sums_by_numpy(block, labels, first, inverse, edges, cells, buffers)
+    ids, numbers = np.empty((2, len(block)), np.int64), np.empty((4 + 4 * len(inverse), len(block)))
+    plain = np.require(block, edges.dtype, ["C", "A"])
     wrong = kernel.row_sums(plain, labels, inverse, edges, ids, numbers, cells)
     if wrong >= 0:
         raise _blocks.without_softmax(block[wrong], first + wrong)
@@ -87,7 +89,7 @@ def slopes(
     if not _by_kernel(block.dtype):
         return _slopes_by_numpy(block, labels, first, beta, name, stride, buffers)
     sums = np.zeros(2)
-    wrong = kernel.slopes(np.require(block, buffers.dtype, "CA"), np.ascontiguousarray(labels), beta, sums)
+    wrong = kernel.slopes(np.require(block, buffers.dtype, ["C", "A"]), np.ascontiguousarray(labels), beta, sums)
     if wrong >= 0:
         raise _blocks.without_softmax(block[wrong], first + wrong * stride, name)
     return sums
@@ -102,13 +104,13 @@ def _row_sums_by_numpy(
     block: np.ndarray,
     labels: np.ndarray,
     first: int,
-    temperatures: Sequence[float],
+    inverse: Sequence[float],
     edges: np.ndarray,
     cells: np.ndarray,
     buffers: np.ndarray,
 ) -> Sums:
     n, dtype, each = len(block), buffers.dtype, np.arange(len(block))
-    ones, whole, scaled = np.ones((1, block.shape[1]), dtype), np.empty((4, n)), np.empty((len(temperatures), 4, n))
+    ones, whole, scaled = np.ones((1, block.shape[1]), dtype), np.empty((4, n)), np.empty((len(inverse), 4, n))
     z, predicted = _blocks.shifted(block, first, buffers[0])
     with np.errstate(over="ignore", invalid="ignore"):  # -inf, and float32 logits below -1e19
         whole[2:] = _dot(z, ones), _dot(z, z)
@@ -117,8 +119,8 @@ def _row_sums_by_numpy(
     whole[:2] = z_y, z.max(axis=1)
     z[each, labels] = z_y
     e = buffers[1, :n]
-    for t, temperature in enumerate(temperatures):
-        np.multiply(z, 1 / temperature, out=e)
+    for t, beta in enumerate(inverse):
+        np.multiply(z, beta, out=e)
         if dtype == np.float64:  # float32's exp is not slow where it underflows
             _at_least(e, _blocks.LEAST)
         np.exp(e, out=e)
