@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "evaluation.h"
+
 namespace labelsmooth {
 
 enum class Type : int { float32, float64, bfloat16, float16 };
@@ -60,10 +62,13 @@ struct Problem {
     int threads;
 };
 
-// What one implementation gives: the whole operation, and exp for its test.
+// What one implementation gives: the whole operation, evaluation's sums (which give the first row that has no softmax,
+// or -1), and exp for its test.
 struct Kernels {
     const char* name;
     int (*cross_entropy)(const Problem&);
+    int64_t (*row_sums)(const RowSums&);
+    int64_t (*slopes)(Slopes&);
     void (*exp32)(const float* x, float* y, int64_t count);
     void (*exp64)(const double* x, double* y, int64_t count);
 };

@@ -12,9 +12,10 @@ namespace {
 #define VECTOR_BYTES 32
 #define WITH_AVX2
 #include "kernel.inl"
+#include "evaluation.inl"
 }  // namespace
 
-Kernels avx2_kernels() { return {"AVX2", cross_entropy, exp_all<float>, exp_all<double>}; }
+Kernels avx2_kernels() { return {"AVX2", cross_entropy, row_sums, slopes, exp_all<float>, exp_all<double>}; }
 
 }  // namespace labelsmooth
 #if defined(__clang__)

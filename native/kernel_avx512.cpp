@@ -12,9 +12,10 @@ namespace {
 #define VECTOR_BYTES 64
 #define WITH_AVX512
 #include "kernel.inl"
+#include "evaluation.inl"
 }  // namespace
 
-Kernels avx512_kernels() { return {"AVX-512", cross_entropy, exp_all<float>, exp_all<double>}; }
+Kernels avx512_kernels() { return {"AVX-512", cross_entropy, row_sums, slopes, exp_all<float>, exp_all<double>}; }
 
 }  // namespace labelsmooth
 #if defined(__clang__)

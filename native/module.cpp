@@ -179,6 +179,62 @@ int cross_entropy(Array logits, Array target, Writable loss, std::optional<Writa
     return chosen.cross_entropy(p);
 }
 
+// Shape and place of logits and labels, as Python has checked them.
+Block block_of(const Array& logits, const Array& labels) {
+    const Type type = type_of(logits, "logits");
+    require(type == Type::float32 || type == Type::float64, "logits", "be float32 or float64");
+    require(logits.ndim() == 2 && logits.shape(1) > 0, "logits", "have shape [N, K]");
+    require(logits.size() == 0 || logits.shape(1) == 1 || logits.stride(1) == 1, "logits",
+            "have classes that lie side by side");
+    require(labels.dtype() == nb::dtype<int64_t>() && is_contiguous(labels) && labels.size() == logits.shape(0),
+            "labels", "be contiguous int64, one for each row");
+    const Block block{type == Type::float64,
+                      static_cast<int64_t>(logits.shape(0)),
+                      static_cast<int64_t>(logits.shape(1)),
+                      logits.stride(0),
+                      logits.data(),
+                      static_cast<const int64_t*>(labels.data())};
+    for (int64_t i = 0; i < block.rows; ++i)
+        require(block.labels[i] >= 0 && block.labels[i] < block.classes, "labels", "be classes of the logits");
+    return block;
+}
+
+template <class T>
+T* results(const Writable& array, const char* name, size_t size) {
+    const bool fits = array.dtype() == nb::dtype<T>() && is_contiguous(array) && array.size() == size;
+    require(fits, name, "be contiguous, of the dtype and the size of the results");
+    return static_cast<T*>(array.data());
+}
+
+int64_t row_sums(Array logits, Array labels, const std::vector<double>& inverse, Array edges, Writable ids, Writable numbers,
+                 Writable cells, std::optional<std::string> kernel) {
+    RowSums sums{};
+    sums.block = block_of(logits, labels);
+    require(edges.ndim() == 1 && edges.size() > 1, "edges", "have shape [bins + 1]");
+    sums.bins = static_cast<int64_t>(edges.size()) - 1;
+    sums.edges = real(edges, type_of(logits, "logits"), "edges", {{sums.bins + 1}});
+    const size_t rows = logits.shape(0), temperatures = inverse.size();
+    sums.temperatures = static_cast<int64_t>(temperatures);
+    sums.inverse = inverse.data();
+    sums.ids = results<int64_t>(ids, "ids", 2 * rows);
+    sums.numbers = results<double>(numbers, "numbers", (4 + 4 * temperatures) * rows);
+    sums.cells = results<double>(cells, "cells", 3 * temperatures * logits.shape(1) * static_cast<size_t>(sums.bins));
+    const Kernels& chosen = kernels_named(kernel);
+    nb::gil_scoped_release nobody_waits;
+    return chosen.row_sums(sums);
+}
+
+int64_t slopes(Array logits, Array labels, double beta, Writable sums, std::optional<std::string> kernel) {
+    Slopes slopes{block_of(logits, labels), beta, {0, 0}};
+    double* const to = results<double>(sums, "sums", 2);
+    const Kernels& chosen = kernels_named(kernel);
+    nb::gil_scoped_release nobody_waits;
+    const int64_t wrong = chosen.slopes(slopes);
+    to[0] += slopes.sums[0];
+    to[1] += slopes.sums[1];
+    return wrong;
+}
+
 void exp_of(Array x, Writable y, std::optional<std::string> kernel) {
     const Kernels& chosen = kernels_named(kernel);
     require(x.size() == y.size() && is_contiguous(x) && is_contiguous(y), "y", "be like x");
@@ -240,7 +296,7 @@ nb::object buffer(size_t size) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "The CPU kernel of the loss. Private: use labelsmooth.torch.cross_entropy.";
+    m.doc() = "The CPU kernels of the loss and of evaluation. Private: use labelsmooth.torch and labelsmooth.evaluation.";
     m.def("cross_entropy", &cross_entropy, nb::arg("logits"), nb::arg("target"), nb::arg("loss"),
           nb::arg("gradient").none(), nb::arg("smoothing"), nb::arg("ignore_index") = -100, nb::arg("mean") = false,
           nb::arg("normalizer") = std::numeric_limits<double>::quiet_NaN(), nb::arg("weight") = nb::none(),
@@ -249,6 +305,12 @@ NB_MODULE(_native, m) {
           nb::arg("upstream_scalar") = 1.0, nb::arg("target_tolerance") = 0.0, nb::arg("prior_tolerance") = 0.0,
           nb::arg("threads") = 1, nb::arg("kernel") = nb::none(),
           "Loss and gradient of logits [N, K], or [N, K, M] with classes on axis 1; what was found wrong, 0 if nothing.");
+    m.def("row_sums", &row_sums, nb::arg("logits"), nb::arg("labels"), nb::arg("inverse"), nb::arg("edges"),
+          nb::arg("ids"), nb::arg("numbers"), nb::arg("cells"), nb::arg("kernel") = nb::none(),
+          "The sums of evaluation.h over rows of logits; the first row that has no softmax, or -1.");
+    m.def("slopes", &slopes, nb::arg("logits"), nb::arg("labels"), nb::arg("beta"), nb::arg("sums"),
+          nb::arg("kernel") = nb::none(),
+          "Adds the derivatives of the NLL in 1/T to sums; the first row that has no softmax, or -1.");
     m.def("exp", &exp_of, nb::arg("x"), nb::arg("y"), nb::arg("kernel") = nb::none(), "y = exp(x), as the kernel has it.");
     m.def("buffer", &buffer, nb::arg("size"), "A DLPack capsule of so many bytes, not initialised, from the pool.");
     m.def("drop_buffers", &drop, "Free the memory that the pool keeps; how many bytes that was.");

@@ -3,10 +3,12 @@
 import csv
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -424,6 +426,39 @@ def test_report_of_a_comparison(reports):
     assert "95 % interval +0.34 to +2.08: helps" in " ".join(told)
     assert len(told) == 8 + 2 + 4 + 2 + 1 + 2 + 2
     assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS | {"effects"}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_comparison_says_what_repeats_it(tmp_path, monkeypatch):
+    folder = write_comparison(tmp_path / "comparison")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {
+        "settings": {"data": "my data", "epochs": 2.0, "batch_size": 32, "noise": "symmetric:0.4", "sha256": "0", "noise_sha256": None, "resolved": {"lr": 1}},
+        "smoothing": [0.0, 0.1], "options": {"method": ["labels", "loss"], "schedule": ["cosine", "step:factor=.5"], "dropout": [0, 0.5]},
+        "margins": {"accuracy": 0.02, "nll": 0.01},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = Page(finish(folder))
+    (command,) = (words.strip() for words in found.words if words.startswith("labelsmooth compare"))
+    assert {"aria-label": "Command", "role": "region", "tabindex": "0"} in found.all("pre")
+    assert "ε\u00a0=\u00a00.1" in found.source
+    told = {}
+
+    def instead(trials, smoothing, seeds, **kwargs):
+        told.update(kwargs, smoothing=smoothing, seeds=seeds, settings=trials)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        "labelsmooth.comparison.images.ImageTrials.of",
+        lambda data, fixed, reporter: SimpleNamespace(name=data, fixed=fixed),
+    )
+    monkeypatch.setattr("labelsmooth.comparison.compare", instead)
+    assert main(shlex.split(command)[1:]) == 130
+    assert (told["smoothing"], told["seeds"]) == ([0.0, 0.1], 3)
+    assert told["options"] == manifest["options"]
+    assert told["margins"] == {"accuracy": 0.02}
+    assert told["settings"].name == "my data"
+    assert told["settings"].fixed == {"epochs": 2.0, "batch_size": 32, "noise": "symmetric:0.4"}
 
 
 @pytest.mark.usefixtures("inline_alone")

@@ -100,6 +100,48 @@ bool run(const Kernels& kernels, Type type, int64_t outer, int64_t classes, int6
     return faults == 0 && std::abs(sum) < 1e-2 * static_cast<double>(rows);
 }
 
+// Evaluation's sums: of each row every p is in some bin, and the slope at β = 0.5 is E z - z_y.
+bool evaluate(const Kernels& kernels, bool wide, int64_t rows, int64_t classes, int64_t bins, unsigned seed) {
+    std::mt19937 draws(seed);
+    const Type type = wide ? Type::float64 : Type::float32;
+    const auto N = static_cast<size_t>(rows), K = static_cast<size_t>(classes);
+    const std::vector<float> values = whole_numbers(N * K, draws, -8, 8);
+    const auto logits = stored(type, values);
+    auto labels = std::make_unique<int64_t[]>(N);
+    for (size_t i = 0; i < N; ++i) labels[i] = static_cast<int64_t>(draws() % K);
+    std::vector<float> uniform(static_cast<size_t>(bins) + 1);
+    for (size_t b = 0; b < uniform.size(); ++b) uniform[b] = static_cast<float>(b) / static_cast<float>(bins);
+    const auto edges = stored(type, uniform);
+    const auto inverse = std::make_unique<double[]>(2);
+    inverse[0] = 1, inverse[1] = 0.5;
+    const auto ids = std::make_unique<int64_t[]>(2 * N);
+    const auto numbers = std::make_unique<double[]>(12 * N);
+    const auto cells = std::make_unique<double[]>(2 * 3 * K * static_cast<size_t>(bins));
+
+    const Block block{wide, rows, classes, classes, logits.get(), labels.get()};
+    RowSums sums{block, 2, inverse.get(), bins, edges.get(), ids.get(), numbers.get(), cells.get()};
+    Slopes slopes{block, 0.5, {0, 0}};
+    if (kernels.row_sums(sums) != -1 || kernels.slopes(slopes) != -1) return false;
+    bool fine = true;
+    double mass = 0, slope = 0;
+    for (size_t j = 0; j < K * static_cast<size_t>(bins); ++j)
+        mass += cells[K * static_cast<size_t>(bins) + j];
+    for (size_t i = 0; i < N; ++i) {
+        const float* const z = &values[i * K];
+        int64_t before = 0;
+        double total = 0, mean = 0;
+        for (size_t k = 0; k < K; ++k) {
+            const auto y = static_cast<size_t>(labels[i]);
+            before += z[k] > z[y] || (z[k] == z[y] && k < y);
+            total += std::exp(0.5 * z[k]), mean += z[k] * std::exp(0.5 * z[k]);
+        }
+        fine &= before == ids[N + i] && (before == 0) == (ids[i] == labels[i]);
+        slope += mean / total - static_cast<double>(z[labels[i]]);
+    }
+    return fine && std::abs(mass - static_cast<double>(rows)) < 1e-3 * static_cast<double>(rows) + 1e-9 &&
+           std::abs(slopes.sums[0] - slope) < 1e-3 * static_cast<double>(rows);
+}
+
 bool all_of(const Kernels& kernels, unsigned seed) {
     bool fine = true;
     for (Type type : {Type::float32, Type::float64, Type::bfloat16, Type::float16})
@@ -107,6 +149,9 @@ bool all_of(const Kernels& kernels, unsigned seed) {
             for (int64_t inner : {1, 5, 70})
                 for (int option = 0; option < 32; ++option)
                     fine &= run(kernels, type, option % 3 + (inner == 1 ? 200 : 2), classes, inner, option, seed++);
+    for (bool wide : {false, true})
+        for (int64_t classes : {1, 3, 17, 64, 300, 2100})
+            for (int64_t bins : {1, 2, 15, 1000}) fine &= evaluate(kernels, wide, 20, classes, bins, seed++);
     for (int i = 0; i < 200; ++i) {
         const Buffer one = acquire(static_cast<size_t>(1000 + seed % 7 * 100));
         std::memset(one.data, 1, one.capacity);

@@ -99,24 +99,22 @@ def shifted(
     wrong = ~(np.abs(top) < np.inf)  # argmax finds a nan
     if wrong.any():
         row = int(wrong.argmax())
-        number = first + row * stride
-        if np.isneginf(top[row]):
-            rule = "have a finite value in every row"
-            raise _checks.error(f"{name}logits", rule, f"-inf in all of row {number}")
-        bad = block[row][~(block[row] < np.inf)][0]
-        raise _checks.error(f"{name}logits", "be finite or -inf", f"{bad} in row {number}")
+        raise without_softmax(block[row], first + row * stride, name)
     return np.subtract(block, top[:, None], out=out[: len(block)], dtype=out.dtype), largest
 
 
-def at_least(z: np.ndarray, floor: float) -> None:
-    """Raise what is below `floor`, in place."""
-    if z.min() < floor:  # a maximum takes seven times as long as a look
-        np.maximum(z, floor, out=z)
+def without_softmax(row: np.ndarray, number: int, name: str = "") -> ValueError:
+    """The error of a row that holds nan, +inf, or nothing but -inf.
 
-
-def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Σ_k a_k b_k of each row, float64 ``[n]``: BLAS adds in many short chains, einsum in one long."""
-    return np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0].astype(np.float64)
+    Args:
+        row: the logits ``[K]``.
+        number: which row it is.
+        name: what the logits are called, before "logits".
+    """
+    bad = row[~(row < np.inf)]
+    if len(bad):
+        return _checks.error(f"{name}logits", "be finite or -inf", f"{bad[0]} in row {number}")
+    return _checks.error(f"{name}logits", "have a finite value in every row", f"-inf in all of row {number}")
 
 
 def _cores() -> int:

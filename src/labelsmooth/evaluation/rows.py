@@ -10,6 +10,7 @@ import numpy as np
 
 from labelsmooth import _checks
 from labelsmooth.evaluation import _blocks
+from labelsmooth.evaluation._sums import row_sums
 from labelsmooth.evaluation.calibration import Cells, bin_count, bin_edges, bin_of
 
 
@@ -78,41 +79,25 @@ def rows_at(logits: np.ndarray, labels: np.ndarray, temperatures: Sequence[float
     """`rows` at some temperatures, from one pass; the arrays are as `_blocks.checked` returns them."""
     n, count = logits.shape
     dtype, bins = _blocks.precision(logits.dtype), bin_count(bins)
-    edges, ones = bin_edges(bins).astype(dtype), np.ones((1, count), dtype)
-    predicted, top5 = np.empty(n, np.int64), np.ones(n, bool)
+    edges = bin_edges(bins).astype(dtype)
+    predicted, top5 = np.empty(n, np.int64), np.empty(n, bool)
     margin, normalised = np.empty(n), np.empty(n)
     nll, brier, confidence, p_label = np.empty((4, len(temperatures), n))
 
     def work(blocks: Iterator[slice], size: int) -> np.ndarray:
-        sums = np.zeros((len(temperatures), 3, count * bins))
-        shifted, scaled = np.empty((2, size, count), dtype)
+        sums, buffers = np.zeros((len(temperatures), 3, count * bins)), np.empty((2, size, count), dtype)
         for at in blocks:
-            block, y, each = logits[at], labels[at], np.arange(at.stop - at.start)
-            z, predicted[at] = _blocks.shifted(block, at.start, shifted)
-            normalised[at] = _normalised(z, ones)
-            if count > 5:
-                top5[at] = _in_top(5, block, y, predicted[at])
-            z_y = z[each, y]
-            z[each, y] = -np.inf
-            margin[at] = np.subtract(z_y, z.max(axis=1), dtype=np.float64)
-            z[each, y] = z_y
-            e = scaled[: len(y)]
+            seen = row_sums(logits[at], labels[at], at.start, temperatures, edges, sums, buffers)
+            predicted[at], top5[at] = seen.predicted, seen.top5
+            z_y, other, total, square = seen.whole
+            margin[at] = z_y - other
+            normalised[at] = _normalised(logits[at], total, square)
             for t, temperature in enumerate(temperatures):
-                np.multiply(z, 1 / temperature, out=e)
-                if dtype == np.float64:  # float32's exp is not slow where it underflows
-                    _blocks.at_least(e, _blocks.LEAST)
-                np.exp(e, out=e)
-                e_y = e[each, y].astype(np.float64)
-                e[each, y] = 0  # sums over the other classes keep their digits where the label's p is nearly 1
-                others = _blocks.dot(e, ones)
+                others, square, e_y, p_label[t, at] = seen.scaled[t]
                 total = others + e_y
                 nll[t, at] = np.log1p(others - (1 - e_y)) - z_y / np.float64(temperature)
-                brier[t, at] = (_blocks.dot(e, e) + others**2) / total**2
+                brier[t, at] = (square + others**2) / total**2
                 confidence[t, at] = 1 / total
-                e[each, y] = e_y
-                e *= (1 / total).astype(dtype)[:, None]
-                p_label[t, at] = e[each, y]
-                _add_to_cells(sums[t], e, edges)
         return sums
 
     sums = np.zeros((len(temperatures), 3, count * bins))
@@ -131,45 +116,17 @@ def rows_at(logits: np.ndarray, labels: np.ndarray, temperatures: Sequence[float
     return results
 
 
-def _normalised(z: np.ndarray, ones: np.ndarray) -> np.ndarray:
-    """The largest entry of centred z over its 2-norm; the largest of z is 0."""
-    with np.errstate(over="ignore", invalid="ignore"):  # -inf, and float32 logits below -1e19
-        total, square, count = _blocks.dot(z, ones), _blocks.dot(z, z), np.full(len(z), z.shape[1])
-    wide = ~np.isfinite(square)
+def _normalised(block: np.ndarray, total: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """The largest entry of centred z over its 2-norm, from Σz and Σz²; the largest of z is 0."""
+    count = np.full(len(block), block.shape[1])
+    wide = ~np.isfinite(square)  # -inf, and float32 logits below -1e19
     if wide.any():
-        finite = np.isfinite(z[wide])
-        kept = np.where(finite, z[wide], 0).astype(np.float64)
+        z = np.empty((int(wide.sum()), block.shape[1]), _blocks.precision(block.dtype))
+        _blocks.shifted(block[wide], 0, z)
+        finite = np.isfinite(z)
+        kept = np.where(finite, z, 0).astype(np.float64)
+        kept /= np.maximum(-kept.min(axis=1), 1)[:, None]  # no scale changes the result, and no square overflows
+        total, square = total.copy(), square.copy()
         total[wide], square[wide], count[wide] = kept.sum(axis=1), (kept**2).sum(axis=1), finite.sum(axis=1)
     norm = np.sqrt(np.maximum(square - total**2 / count, 0))
-    return np.divide(-total / count, norm, out=np.zeros(len(z)), where=norm > 0)
-
-
-def _in_top(k: int, block: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """bool ``[n]``: fewer than k classes come before the label."""
-    result = predicted == labels
-    missed = np.flatnonzero(~result)
-    z, y = block[missed], labels[missed]
-    own = z[np.arange(len(z)), y][:, None]
-    before = (z > own).sum(axis=1, dtype=np.int32)
-    near = before < k
-    before[near] += ((z[near] == own[near]) & (np.arange(z.shape[1]) < y[near, None])).sum(axis=1, dtype=np.int32)
-    result[missed] = before < k
-    return result
-
-
-def _add_to_cells(sums: np.ndarray, p: np.ndarray, edges: np.ndarray) -> None:
-    """Add to `sums` ``[3, K * bins]`` how many p each cell holds (but for the lowest bin), Σp and Σp(1-p).
-
-    Few p lie above the lowest bin, fewer than bins in each row: they are looked up, and set to 0 in `p`.
-    """
-    bins, flat = len(edges) - 1, p.ravel()
-    above = np.flatnonzero(p > edges[1])
-    cell = above % p.shape[1] * bins + bin_of(flat[above], edges)
-    value = flat[above].astype(np.float64)
-    np.add.at(sums[0], cell, 1.0)
-    np.add.at(sums[1], cell, value)
-    np.add.at(sums[2], cell, value * (1 - value))
-    flat[above] = 0
-    lowest = p.sum(axis=0)
-    sums[1, ::bins] += lowest
-    sums[2, ::bins] += lowest - np.einsum("ij,ij->j", p, p)
+    return np.divide(-total / count, norm, out=np.zeros(len(block)), where=norm > 0)

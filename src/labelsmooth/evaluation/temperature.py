@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from labelsmooth.evaluation import _blocks
+from labelsmooth.evaluation._sums import slopes
 
 LEAST_TEMPERATURE = 0.01  # T is looked for from here up to its inverse
 _FARTHEST = -math.log(LEAST_TEMPERATURE)
@@ -91,20 +92,11 @@ def _derivatives(
         stride: which of the rows that are numbered there these are.
     """
     beta, dtype = math.exp(log_beta), _blocks.precision(logits.dtype)
-    ones = np.ones((1, logits.shape[1]), dtype)
 
     def work(blocks: Iterator[slice], size: int) -> np.ndarray:
         sums, buffers = np.zeros(2), np.empty((2, size, logits.shape[1]), dtype)
         for at in blocks:
-            z, _ = _blocks.shifted(logits[at], at.start * stride, buffers[0], name, stride)
-            z_y = z[np.arange(len(z)), labels[at]].astype(np.float64)
-            possible = z_y > -np.inf
-            _blocks.at_least(z, _blocks.LEAST / beta)
-            e = np.multiply(z, beta, out=buffers[1, : len(z)])
-            total = _blocks.dot(np.exp(e, out=e), ones)
-            e *= z
-            mean, square = _blocks.dot(e, ones) / total, _blocks.dot(e, z) / total
-            sums += (mean - z_y)[possible].sum(), (square - mean**2)[possible].sum()
+            sums += slopes(logits[at], labels[at], at.start * stride, beta, name, stride, buffers)
         return sums
 
     slope, curvature = np.sum(list(_blocks.over_blocks(logits.shape, work)), axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ _STATS = {
     "examples": (int, None), "complete_seeds": (int, None), "seeds": (int, None),
     "failed": ([{"arm": str, "seed": int, "error": (str, None)}], None),
 }  # fmt: skip
+# Of a comparison's settings: the data, which have a place of their own, and what was found out.
+_NOT_TOLD = ("data", "sha256", "noise_sha256", "resolved")
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def gather(folder: Path) -> Content:
     content.variables = {
         "name": clean(folder.resolve().name),
         "folder": clean(shlex.quote(str(folder))),
-        "manifest": manifest, "config": config, "stats": stats, "labels": labels, "effects": effects,
+        "manifest": manifest, "command": source.attempt("the command", lambda: _command(manifest), None),
+        "config": config, "stats": stats, "labels": labels, "effects": effects,
         "primary": {effect["arm"]: effect for effect in effects if effect["primary"]},
         "shown": shown, "plane": plane,
         "verdict": next((effect["verdict"] for effect in effects if effect["primary"] and shown
@@ -119,6 +123,30 @@ def gather(folder: Path) -> Content:
         "ended": ended, "done": done, "planned": planned,
     }  # fmt: skip
     return content
+
+
+def _command(manifest: Mapping[str, Any]) -> str | None:
+    """What compares this once more; None of a comparison of somebody's own function."""
+    from labelsmooth.comparison.scores import METRICS  # which imports the report
+
+    told = manifest.get("settings") or {}
+    if "data" not in told:
+        return None
+    words = ["labelsmooth", "compare", _word(told["data"]), "--smoothing", *map(_word, manifest["smoothing"])]
+    words += ["--seeds", _word(manifest["seeds"])]
+    for name, value in told.items():
+        if name not in _NOT_TOLD:
+            words += [f"--{name.replace('_', '-')}", _word(value)]
+    for name, values in manifest["options"].items():
+        several = [f"--{name}", *map(_word, values)]
+        words += several if name in ("method", "prior") else ["--vary", f"{name}={json.dumps(values)}"]
+    margins = [f"{m}={_word(v)}" for m, v in manifest["margins"].items() if m in METRICS and v != METRICS[m].margin]
+    words += ["--margin", *margins] if margins else []
+    return shlex.join(words)
+
+
+def _word(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _effects(effects: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[Panel]:

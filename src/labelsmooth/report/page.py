@@ -87,7 +87,7 @@ def _write(content: Content, figures: dict[str, list[dict[str, Any]]]) -> Path:
         **content.variables, figures=figures, mistakes=content.mistakes, left_out=content.source.left_out, theme=THEME
     )  # fmt: skip
     path = content.source.path / REPORT
-    _files.write_text(path, text)
+    _files.write_text(path, text.replace("ε = ", "ε\u00a0=\u00a0"))  # never broken at the end of a line
     return path
 
 
