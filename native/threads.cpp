@@ -29,6 +29,7 @@ bool comes_soon(const Condition& condition) {
             __builtin_ia32_pause();
 #endif
         }
+        std::this_thread::yield();  // PyTorch's own threads wait awake too, on the same cores
     } while (std::chrono::steady_clock::now() < end);
     return false;
 }
