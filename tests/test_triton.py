@@ -94,6 +94,7 @@ LABELS_ALONE = {
     "divisor": "*fp32", "upstream": None, "losses": "*fp32", "gradient": "*bf16", "K": "i32", "inner": "i32",
     "z_outer": 0, "z_inner": "i32", "z_class": 1, "ignore_index": "i32", "smoothing": "fp32", "CLASS_LAST": True,
     "PRIOR": "uniform", "CLASS_MASK": "none", "INSIDE": False, "PARTIALS": 64, "ROWS": 1, "BLOCK": 1024, "ALIGN": 8,
+    "IN_PLACE": False,
 }  # fmt: skip
 
 
