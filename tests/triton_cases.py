@@ -459,10 +459,8 @@ def test_inplace_puts_the_gradient_where_dense_logits_were(request, layout, fixt
     _, expected = value_and_grad(fused, leaf, labels, **options)
 
     def step(retain=False):
-        z = leaf * 1.0
-        if layout == "rows adjacent":
-            z = z.t().contiguous().t()
-        elif layout == "strided":
+        z = (leaf.t().contiguous().t() if layout == "rows adjacent" else leaf) * 1.0
+        if layout == "strided":
             z = torch.cat([z, z], 1)[:, :70]
         before, version = z.detach().clone(), z._version
         loss = fused(z, labels, inplace=True, **options)
@@ -476,6 +474,8 @@ def test_inplace_puts_the_gradient_where_dense_logits_were(request, layout, fixt
     z, loss, same, *_ = step(retain=True)
     assert not same  # what is kept for the second time is given to nobody
     torch.testing.assert_close(torch.autograd.grad(loss, z)[0], expected)
+    loss = fused((leaf * 1.0).view(3, 70), labels, inplace=True, **options)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], expected)
 
 
 def test_inplace_is_told_to_the_layer_that_needs_its_output():

@@ -62,13 +62,11 @@ def _logits_of_tile(
     """z, -inf where a cell is not kept."""
     rows = logits + (o * z_outer + i * z_inner)[:, None]
     if CLASS_LAST:
-        z = tl.load(rows + k[None, :], mask=valid, other=float("-inf"), eviction_policy=EVICT)
-    else:
-        # Neighbours in memory are rows here: a mask that depends on their labels would load them one by one.
-        inside = there[:, None] & (k < K)[None, :]
-        z = tl.load(rows + (k.to(tl.int64) * z_class)[None, :], mask=inside, other=0, eviction_policy=EVICT)
-        z = tl.where(valid, z, float("-inf"))
-    return z.to(tl.float32)
+        return tl.load(rows + k[None, :], mask=valid, other=float("-inf"), eviction_policy=EVICT).to(tl.float32)
+    # Neighbours in memory are rows here: a mask that depends on their labels would load them one by one.
+    inside = there[:, None] & (k < K)[None, :]
+    z = tl.load(rows + (k.to(tl.int64) * z_class)[None, :], mask=inside, other=0, eviction_policy=EVICT)
+    return tl.where(valid, z.to(tl.float32), float("-inf"))
 
 
 @triton.jit
@@ -165,9 +163,7 @@ def rows_in_blocks(
         cells = cells_of_tile(o, i, k, K, inner, CLASS_LAST)
         inside = keep[:, None] & (k < K)[None, :]
         valid = kept_classes(k, cells, inside, K, class_mask, CLASS_MASK)
-        z = _logits_of_tile(
-            logits, o, i, k, there, valid, K, z_outer, z_inner, z_class, CLASS_LAST, "evict_last"
-        )
+        z = _logits_of_tile(logits, o, i, k, there, valid, K, z_outer, z_inner, z_class, CLASS_LAST, "evict_last")
         before = top
         top = tl.maximum(top, tl.max(z, 1))
         shift = tl.where(top == float("-inf"), 0.0, top)
@@ -199,9 +195,7 @@ def rows_in_blocks(
             cells = cells_of_tile(o, i, k, K, inner, CLASS_LAST)
             inside = keep[:, None] & (k < K)[None, :]
             valid = kept_classes(k, cells, inside, K, class_mask, CLASS_MASK)
-            z = _logits_of_tile(
-                logits, o, i, k, there, valid, K, z_outer, z_inner, z_class, CLASS_LAST, "evict_first"
-            )
+            z = _logits_of_tile(logits, o, i, k, there, valid, K, z_outer, z_inner, z_class, CLASS_LAST, "evict_first")
             e = tl.exp(z - shift[:, None])
             g = gradient_of_tile(
                 e, k, cells, y, inside, valid, total / d, factor, share, K, smoothing, q, weight, prior,
