@@ -60,12 +60,13 @@ def _logits_of_tile(
     logits, o, i, k, there, valid, K, z_outer, z_inner, z_class, CLASS_LAST: tl.constexpr, EVICT: tl.constexpr
 ):  # fmt: skip
     """z, -inf where a cell is not kept."""
-    rows = logits + (o * z_outer + i * z_inner)[:, None]
+    place = logits + (o * z_outer + i * z_inner)[:, None]
     if CLASS_LAST:
-        return tl.load(rows + k[None, :], mask=valid, other=float("-inf"), eviction_policy=EVICT).to(tl.float32)
+        z = tl.load(place + k[None, :], mask=valid, other=float("-inf"), eviction_policy=EVICT)  # pyright: ignore
+        return z.to(tl.float32)
     # Neighbours in memory are rows here: a mask that depends on their labels would load them one by one.
     inside = there[:, None] & (k < K)[None, :]
-    z = tl.load(rows + (k.to(tl.int64) * z_class)[None, :], mask=inside, other=0, eviction_policy=EVICT)
+    z = tl.load(place + (k.to(tl.int64) * z_class)[None, :], mask=inside, other=0, eviction_policy=EVICT)  # pyright: ignore
     return tl.where(valid, z.to(tl.float32), float("-inf"))
 
 
