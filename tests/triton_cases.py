@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from labelsmooth import losses
 from labelsmooth.torch import _triton
-from labelsmooth.torch import cross_entropy as eager
+from labelsmooth.torch import cross_entropy as public
 from tests.test_torch_loss import EPS, INF, KINDS, options_for, to_numpy, value_and_grad
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -21,7 +21,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 DEFAULTS = {
     "weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0, "prior": None,
-    "class_prior": None, "mask": None, "class_mask": None, "weight_mode": "class", "normalizer": None,
+    "class_prior": None, "mask": None, "class_mask": None, "weight_mode": "class", "normalizer": None, "inplace": False,
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def check(shape, dtype, kind, weight_mode, reduction, soft, masked, class_masked
     reference, reference_gradient = losses.cross_entropy_and_grad(
         to_numpy(z), to_numpy(target), reduction=reduction, **arrays
     )
-    of_eager = value_and_grad(eager, z, target, reduction=reduction, **tensors, **common)
+    of_eager = value_and_grad(public, z, target, reduction=reduction, **tensors, **common)
     tensors = {name: x.to(DEVICE) for name, x in tensors.items()}
     on_device = z.to(DEVICE)
     if layout == "strided":
@@ -406,6 +406,15 @@ def test_backward_twice_gives_the_same_gradient_and_never_an_alias():
         torch.testing.assert_close(z.grad, first)
 
 
+def test_several_upstream_gradients_at_once():
+    for dtype in (torch.float32, torch.float16):
+        z, labels = case(dtype=dtype)
+        loss = fused(z, labels, label_smoothing=0.1, reduction="none")
+        (rows,) = torch.autograd.grad(loss, z, torch.eye(4, device=DEVICE), is_grads_batched=True, retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss, z, torch.ones_like(loss))
+        torch.testing.assert_close(rows, torch.diag_embed(gradient.T).permute(1, 2, 0))
+
+
 def test_gradients_accumulate_over_two_losses_of_the_same_logits():
     z, labels = case()
     _, gradient = value_and_grad(fused, z, labels, label_smoothing=0.1)
@@ -438,6 +447,43 @@ def test_no_gradient_is_allocated_where_none_is_asked_for(monkeypatch):
     assert torch.equal(fused(z.detach(), labels, label_smoothing=0.1), expected)
     with torch.no_grad():
         assert torch.equal(fused(z, labels, label_smoothing=0.1), expected)
+
+
+@pytest.mark.parametrize("layout", ["dense", "rows adjacent", "strided"])
+@pytest.mark.parametrize("fixture", [None, "short_blocks"])
+def test_inplace_puts_the_gradient_where_dense_logits_were(request, layout, fixture):
+    if fixture:
+        request.getfixturevalue(fixture)
+    leaf, labels = case(3, 70)
+    options = {"label_smoothing": 0.1, "weight": torch.linspace(0.5, 2, 70, device=DEVICE)}
+    _, expected = value_and_grad(fused, leaf, labels, **options)
+
+    def step(retain=False):
+        z = (leaf.t().contiguous().t() if layout == "rows adjacent" else leaf) * 1.0
+        if layout == "strided":
+            z = torch.cat([z, z], 1)[:, :70]
+        before, version = z.detach().clone(), z._version
+        loss = fused(z, labels, inplace=True, **options)
+        (gradient,) = torch.autograd.grad(loss, z, retain_graph=retain)
+        torch.testing.assert_close(gradient, expected)
+        return z, loss, gradient.data_ptr() == z.data_ptr(), z._version > version, torch.equal(z.detach(), before)
+
+    in_place = layout != "strided"
+    *_, same, changed, kept = step()
+    assert (same, changed, kept) == (in_place, in_place, not in_place)
+    z, loss, same, *_ = step(retain=True)
+    assert not same  # what is kept for the second time is given to nobody
+    torch.testing.assert_close(torch.autograd.grad(loss, z)[0], expected)
+    loss = fused((leaf * 1.0).view(3, 70), labels, inplace=True, **options)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], expected)
+
+
+def test_inplace_is_told_to_the_layer_that_needs_its_output(monkeypatch):
+    monkeypatch.setenv("LABELSMOOTH_PATH", "triton")
+    leaf, labels = case()
+    loss = public(leaf.exp(), labels, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_the_gradient_has_the_layout_of_the_logits():

@@ -48,7 +48,7 @@ def _by_triton(call: Call) -> Tensor:
     return _triton.cross_entropy(
         call.input, call.target, weight=call.weight, ignore_index=call.ignore_index, reduction=call.reduction,
         label_smoothing=call.epsilon, prior=call.prior, class_prior=call.class_prior, mask=call.mask,
-        class_mask=call.class_mask, weight_mode=call.weight_mode, normalizer=call.normalizer,
+        class_mask=call.class_mask, weight_mode=call.weight_mode, normalizer=call.normalizer, inplace=call.inplace,
     )  # fmt: skip
 
 

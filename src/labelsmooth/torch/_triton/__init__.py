@@ -72,12 +72,13 @@ def unsupported(input: Tensor, *others: Any) -> str | None:
 def cross_entropy(
     input: Tensor, target: Tensor, *, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float,
     prior: Tensor | None, class_prior: Tensor | None, mask: Tensor | None, class_mask: Tensor | None, weight_mode: str,
-    normalizer: Tensor | float | None,
+    normalizer: Tensor | float | None, inplace: bool,
 ) -> Tensor:  # fmt: skip
     """`labelsmooth.torch.cross_entropy` of arguments whose types and shapes are checked and that are not `unsupported`.
 
     It waits for no device and looks at no value: a class id out of range gives its row a loss and a gradient of nan.
-    A second derivative raises RuntimeError.
+    A second derivative raises RuntimeError. `inplace` is heeded where the forward pass computes the gradient: not in
+    float16, and not in compiled graphs.
     """
     from labelsmooth.torch._triton._op import losses_of_rows
 
@@ -109,7 +110,7 @@ def cross_entropy(
         label_smoothing,
         weight_mode == "class",
     )
-    losses = losses_of_rows(operands, normalizer, reduction == "mean")
+    losses = losses_of_rows(operands, normalizer, reduction == "mean", inplace)
     if reduction != "none":
         return losses.sum()
     return losses.reshape(input.shape[:1] + input.shape[2:] if input.dim() > 1 else ())

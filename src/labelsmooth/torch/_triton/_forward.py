@@ -21,8 +21,8 @@ from labelsmooth.torch._triton._tile import (
 )
 
 TILE = 2048  # cells of a tile of short rows
-# Cells of a tile that 32 warps of an sm_90 keep in registers without spilling; half of it where there are more operands
-# than labels. Longer rows go in blocks of as many, with few rows at a time, so that the second read finds them cached.
+# Cells of a tile that 32 warps of an sm_90 keep in registers without spilling; `_op._plan` takes less where there is
+# more than labels. Longer rows go in blocks, with few rows at a time, so that the second read finds them cached.
 ON_CHIP = 32768
 
 
@@ -56,9 +56,18 @@ def _finish(
 
 
 @triton.jit
-def _place(logits, o, i, k, z_outer, z_inner, z_class, CLASS_LAST: tl.constexpr):
-    rows = logits + (o * z_outer + i * z_inner)[:, None]
-    return rows + k[None, :] if CLASS_LAST else rows + (k.to(tl.int64) * z_class)[None, :]
+def _logits_of_tile(
+    logits, o, i, k, there, valid, K, z_outer, z_inner, z_class, CLASS_LAST: tl.constexpr, EVICT: tl.constexpr
+):  # fmt: skip
+    """z, -inf where a cell is not kept."""
+    place = logits + (o * z_outer + i * z_inner)[:, None]
+    if CLASS_LAST:
+        z = tl.load(place + k[None, :], mask=valid, other=float("-inf"), eviction_policy=EVICT)  # pyright: ignore
+        return z.to(tl.float32)
+    # Neighbours in memory are rows here: a mask that depends on their labels would load them one by one.
+    inside = there[:, None] & (k < K)[None, :]
+    z = tl.load(place + (k.to(tl.int64) * z_class)[None, :], mask=inside, other=0, eviction_policy=EVICT)  # pyright: ignore
+    return tl.where(valid, z.to(tl.float32), float("-inf"))
 
 
 @triton.jit
@@ -66,7 +75,7 @@ def rows_on_chip(
     logits, labels, q, weight, prior, class_mask, divisor, upstream, losses, gradient,
     K, inner, z_outer, z_inner, z_class, ignore_index, smoothing,
     CLASS_LAST: tl.constexpr, PRIOR: tl.constexpr, CLASS_MASK: tl.constexpr, INSIDE: tl.constexpr,
-    PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
+    PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
     K, z_outer, z_inner = multiple(K, ALIGN), multiple(z_outer, ALIGN), multiple(z_inner, ALIGN)
     EXAMPLE: tl.constexpr = weight is not None and not INSIDE
@@ -80,8 +89,7 @@ def rows_on_chip(
     inside = keep[:, None] & (k < K)[None, :]
     valid = kept_classes(k, cells, inside, K, class_mask, CLASS_MASK)
 
-    place = _place(logits, o, i, k, z_outer, z_inner, z_class, CLASS_LAST)
-    z = tl.load(place, mask=valid, other=float("-inf")).to(tl.float32)
+    z = _logits_of_tile(logits, o, i, k, there, valid, K, z_outer, z_inner, z_class, CLASS_LAST, "")
     top = tl.max(z, 1)
     top = tl.where(top == float("-inf"), 0.0, top)
     z -= top[:, None]
@@ -113,6 +121,8 @@ def rows_on_chip(
             e, k, cells, y, inside, valid, total / d, factor, share, K, smoothing, q, weight, prior,
             PLAIN, PRIOR, INSIDE,
         )  # fmt: skip
+        if IN_PLACE:
+            tl.debug_barrier()  # another thread may not have read its logit yet
         tl.store(gradient + cells, tl.where(valid, g, 0.0), mask=there[:, None] & (k < K)[None, :])
 
 
@@ -121,7 +131,7 @@ def rows_in_blocks(
     logits, labels, q, weight, prior, class_mask, divisor, upstream, losses, gradient,
     K, inner, z_outer, z_inner, z_class, ignore_index, smoothing,
     CLASS_LAST: tl.constexpr, PRIOR: tl.constexpr, CLASS_MASK: tl.constexpr, INSIDE: tl.constexpr,
-    PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
+    PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
     K, z_outer, z_inner = multiple(K, ALIGN), multiple(z_outer, ALIGN), multiple(z_inner, ALIGN)
     EXAMPLE: tl.constexpr = weight is not None and not INSIDE
@@ -154,8 +164,7 @@ def rows_in_blocks(
         cells = cells_of_tile(o, i, k, K, inner, CLASS_LAST)
         inside = keep[:, None] & (k < K)[None, :]
         valid = kept_classes(k, cells, inside, K, class_mask, CLASS_MASK)
-        place = _place(logits, o, i, k, z_outer, z_inner, z_class, CLASS_LAST)
-        z = tl.load(place, mask=valid, other=float("-inf"), eviction_policy="evict_last").to(tl.float32)
+        z = _logits_of_tile(logits, o, i, k, there, valid, K, z_outer, z_inner, z_class, CLASS_LAST, "evict_last")
         before = top
         top = tl.maximum(top, tl.max(z, 1))
         shift = tl.where(top == float("-inf"), 0.0, top)
@@ -187,12 +196,13 @@ def rows_in_blocks(
             cells = cells_of_tile(o, i, k, K, inner, CLASS_LAST)
             inside = keep[:, None] & (k < K)[None, :]
             valid = kept_classes(k, cells, inside, K, class_mask, CLASS_MASK)
-            place = _place(logits, o, i, k, z_outer, z_inner, z_class, CLASS_LAST)
-            z = tl.load(place, mask=valid, other=float("-inf"), eviction_policy="evict_first").to(tl.float32)
+            z = _logits_of_tile(logits, o, i, k, there, valid, K, z_outer, z_inner, z_class, CLASS_LAST, "evict_first")
             e = tl.exp(z - shift[:, None])
             g = gradient_of_tile(
                 e, k, cells, y, inside, valid, total / d, factor, share, K, smoothing, q, weight, prior,
                 PLAIN, PRIOR, INSIDE,
             )  # fmt: skip
             here = there[:, None] & (k < K)[None, :]
+            if IN_PLACE:
+                tl.debug_barrier()
             tl.store(gradient + cells, tl.where(valid, g, 0.0), mask=here, eviction_policy="evict_first")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor  # pyright: ignore[reportMissingImports]
 
 from labelsmooth.torch._triton import _divisor, _forward
 from labelsmooth.torch._triton._backward import scale_rows
@@ -27,8 +28,11 @@ OPERANDS = (
 TENSORS = 7
 
 
-def losses_of_rows(operands: tuple, normalizer: Tensor | None, mean: bool) -> Tensor:
-    """The loss of every row, over what ``"mean"`` divides by if `mean`; differentiable in the logits."""
+def losses_of_rows(operands: tuple, normalizer: Tensor | None, mean: bool, inplace: bool) -> Tensor:
+    """The loss of every row, over what ``"mean"`` divides by if `mean`; differentiable in the logits.
+
+    `inplace`: where the forward pass computes the gradient, it takes the place of dense logits.
+    """
     logits = operands[0]
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:  # pyright: ignore
         return cross_entropy_rows(*operands, normalizer, mean)[0]
@@ -36,13 +40,19 @@ def losses_of_rows(operands: tuple, normalizer: Tensor | None, mean: bool) -> Te
         return _forward_pass(operands, normalizer, mean, None)[0]
     if logits.dtype == torch.float16:
         return cross_entropy_rows(*operands, normalizer, mean)[0]
-    return _Fused.apply(logits, operands, normalizer, mean)  # pyright: ignore[reportReturnType]
+    return _Fused.apply(logits, operands, normalizer, mean, inplace)  # pyright: ignore[reportReturnType]
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, operands: tuple, normalizer: Tensor | None, mean: bool) -> Tensor:
-        gradient = _dense_like(logits)
+    def forward(
+        ctx: Any, logits: Tensor, operands: tuple, normalizer: Tensor | None, mean: bool, inplace: bool
+    ) -> Tensor:
+        if inplace and (logits if _class_last(logits) else logits.mT).is_contiguous():
+            gradient = logits.detach()
+            torch.autograd.graph.increment_version(logits)
+        else:
+            gradient = _dense_like(logits)
         losses, _ = _forward_pass(operands, normalizer, mean, gradient)
         ctx.save_for_backward(gradient)
         return losses
@@ -51,13 +61,14 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         _refuse_a_second_derivative()
         (gradient,) = ctx.saved_tensors
-        if torch._C._len_torch_dispatch_stack() > 0:  # pyright: ignore[reportAttributeAccessIssue]
-            # A graph is recorded, which may not change what was saved.
-            return (gradient * upstream.unsqueeze(-1)).to(gradient.dtype), None, None, None
+        several = is_batchedtensor(upstream) or is_legacy_batchedtensor(upstream)
+        if several or torch._C._len_torch_dispatch_stack() > 0:  # pyright: ignore[reportAttributeAccessIssue]
+            # Several upstream gradients at once, or a graph that is recorded: what was saved may not be changed.
+            return (gradient * upstream.unsqueeze(-1)).to(gradient.dtype), None, None, None, None
         if torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore[reportAttributeAccessIssue]
             gradient = gradient.clone(memory_format=torch.preserve_format)
         _scale_rows(gradient, upstream)
-        return gradient, None, None, None
+        return gradient, None, None, None, None
 
 
 def _refuse_a_second_derivative() -> None:
@@ -174,7 +185,8 @@ def _launch(
             divisor if divisor.numel() else None, upstream, losses, gradient,
             classes, inner, *strides, ignore_index, smoothing,
             CLASS_LAST=class_last, PRIOR=prior_kind, CLASS_MASK=mask_kind, INSIDE=inside, PARTIALS=divisor.numel(),
-            ROWS=rows, BLOCK=block, ALIGN=_alignment(classes, *strides[:2]) if class_last else 1, num_warps=warps,
+            ROWS=rows, BLOCK=block, ALIGN=_alignment(classes, *strides[:2]) if class_last else 1,
+            IN_PLACE=gradient is not None and gradient.data_ptr() == logits.data_ptr(), num_warps=warps,
         )  # fmt: skip
 
 
@@ -189,8 +201,9 @@ def _power_of_2(size: int) -> int:
 
 def _plan(classes: int, inner: int, class_last: bool, plain: bool) -> tuple[Any, int, int, int]:
     """Kernel, rows and classes of a tile, and warps."""
-    on_chip = _forward.ON_CHIP if plain else _forward.ON_CHIP // 2
-    in_blocks = _forward.ON_CHIP if plain else _forward.ON_CHIP // 4
+    # Where classes are not adjacent, each cell has its own 64-bit address, which takes registers too.
+    room = _forward.ON_CHIP if class_last else _forward.ON_CHIP // 4
+    on_chip, in_blocks = (room, room) if plain else (room // 2, room // 4)
     block = _power_of_2(classes)
     # Where classes are not adjacent, rows are, and 32 of them make a full memory transaction.
     rows = min(max(_forward.TILE // block, 1 if class_last else 32), _power_of_2(inner))
