@@ -193,6 +193,17 @@ def test_backward_twice_gives_the_same_and_no_alias():
         loss.backward()
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_several_upstream_gradients_at_once(dtype, reduction):
+    z = torch.randn(4, 5).to(dtype).requires_grad_()
+    loss = cross_entropy(z, torch.arange(4), label_smoothing=0.1, reduction=reduction)
+    upstreams = torch.eye(4) if reduction == "none" else torch.tensor([1.0, 2.0, 3.0])
+    (together,) = torch.autograd.grad(loss, z, upstreams, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(loss, z, upstream, retain_graph=True)[0] for upstream in upstreams]
+    torch.testing.assert_close(together, torch.stack(each), rtol=1e-5, atol=1e-6)
+
+
 def test_double_backward():
     logits = torch.randn(4, 5, dtype=torch.float64).requires_grad_()
     labels = torch.tensor([0, 1, 2, -100])

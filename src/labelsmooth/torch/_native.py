@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor  # pyright: ignore[reportMissingImports]
 from torch.autograd import forward_ad
 
 from labelsmooth import _checks
@@ -117,15 +118,17 @@ class _Loss(torch.autograd.Function):
         (upstream,) = upstreams
         call: Call = ctx.call
         gradient, ctx.gradient = ctx.gradient, None  # nobody else has it: it may be changed, and given away
-        if not torch.is_grad_enabled() and gradient is not None:
+        several = is_batchedtensor(upstream) or is_legacy_batchedtensor(upstream)  # upstream gradients at once
+        if not torch.is_grad_enabled() and gradient is not None and not several:
             return _scaled(gradient, upstream, call.dim), None
         if not ctx.saved_tensors:
             raise RuntimeError("inplace=True overwrites the logits: the loss can be differentiated once, and not twice")
         (input,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient will be differentiated itself
+        twice = torch.is_grad_enabled()  # the gradient will be differentiated itself
+        if twice or several:
             with torch.enable_grad():
                 again = _eager.loss(call._replace(input=input, checked=False))
-            return torch.autograd.grad(again, input, upstream, create_graph=True)[0], None
+            return torch.autograd.grad(again, input, upstream, create_graph=twice)[0], None
         laid_out = _lay_out(input.detach(), call)
         rows = _empty(laid_out.rows)
         _run(call, laid_out.rows, rows, upstream)
