@@ -144,13 +144,13 @@ def free_port():
         return found.getsockname()[1]
 
 
-def together(code, count=2, timeout=100, **environment):
-    """What `count` processes of one training do that run `code`: their exit codes, outputs and errors."""
+def started(code, count=2, *arguments, **environment):
+    """`count` processes of one training that run `code`."""
     shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
               "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
-    started = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, *map(str, arguments)],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -159,12 +159,21 @@ def together(code, count=2, timeout=100, **environment):
         )
         for rank in range(count)
     ]
+
+
+def ended(processes, timeout=300):
+    """Their exit codes, outputs and errors."""
     try:
-        told = [process.communicate(timeout=timeout) for process in started]
+        told = [process.communicate(timeout=timeout) for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(started, told, strict=True)]
+    return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]
+
+
+def together(code, count=2, timeout=100, **environment):
+    """What `count` processes of one training do that run `code`: their exit codes, outputs and errors."""
+    return ended(started(code, count, **environment), timeout)
 
 
 _EXACT = """
