@@ -27,7 +27,7 @@ from labelsmooth.torch._terms import (
     statistics_,
 )  # fmt: skip
 
-_ROWS = {2: 512, 4: 256, 8: 256}  # rows of logits at once on a CPU, by the bytes of a logit: what a matmul needs
+_ROWS = 256  # rows of logits at once on a CPU: what a matmul needs
 _ROWS_ELSEWHERE = 1024
 _LEAST_ROWS = 64  # with fewer, reading the weights again for each chunk takes longer than a fourth matmul
 _WHOLE_ROWS = 512 << 20  # bytes of logits of whole rows
@@ -248,7 +248,7 @@ class _Plan:
 def _plan(number: int, width: int, w: Tensor, chunk: int | None) -> _Plan:
     """Whole rows where enough of them fit, and the sums that they need beside half gradients; else some classes."""
     size = w.element_size()
-    rows = _ROWS[size] if w.device.type == "cpu" else _ROWS_ELSEWHERE
+    rows = _ROWS if w.device.type == "cpu" else _ROWS_ELSEWHERE
     rows = max(1, min(number, rows, _WHOLE_ROWS // max(1, width * size))) if chunk is None else chunk
     carried = width * w.shape[-1] * 4 if size == 2 and rows < number else 0
     if chunk is not None or (rows >= min(number, _LEAST_ROWS) and carried <= _CARRIED):
@@ -358,7 +358,8 @@ class _Products:
         self.alone = alone
         split = like.dtype == torch.bfloat16 and like.device.type == "cpu" and not alone
         self.rest = torch.zeros(like.shape, dtype=torch.int16) if split else None
-        self.space = torch.empty((next(parts_of(like.shape, like.device)).stop + 1, like.shape[1]), dtype=torch.int32)
+        rows = next(parts_of(like.shape, like.device)).stop + 1 if split else 0
+        self.space = torch.empty((rows, like.shape[1]), dtype=torch.int32)
         dtype = torch.float32 if half and not split and not alone else like.dtype
         self.total = torch.zeros(like.shape, dtype=dtype, device=like.device)
 
