@@ -343,6 +343,90 @@ def test_environments_that_make_no_sense(environment, message, tmp_path, monkeyp
         train("digits", out=tmp_path)
 
 
+MPI = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, (1, 4, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        (MPI | {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, (5, 8, 1)),
+        (MPI | {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0"}, (1, 2, 0)),
+        (MPI | {"RANK": "1", "WORLD_SIZE": "2", "PMI_RANK": "0", "PMI_SIZE": "9"}, (1, 2, 1)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, None),  # trainings of their own, which MPI or Slurm started side by side
+    ],
+)  # fmt: skip
+def test_a_process_finds_its_place(environment, expected, monkeypatch):
+    for name in (*sum(ranks._PLACE, ()), *MPI):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.found() == expected
+
+
+_MPIRUN = """#!{python}
+import os, subprocess, sys
+words = sys.argv[1:]
+if words == ["--version"]:
+    sys.exit(print("mpirun (Open MPI) 4.1.4"))
+count = int(words[words.index("-n") + 1])
+command = words[words.index({python!r}):]
+started = [
+    subprocess.Popen(command, env=os.environ | {{
+        "OMPI_COMM_WORLD_RANK": str(i), "OMPI_COMM_WORLD_SIZE": str(count), "OMPI_COMM_WORLD_LOCAL_RANK": str(i)
+    }}) for i in range(count)
+]
+sys.exit(max([process.wait() for process in started], key=abs))
+"""
+
+
+@pytest.mark.slow
+def test_accelerate_starts_several_on_a_cpu_by_mpi_alone(tmp_path):
+    """Without a host file it starts one, whatever --num_processes says: that is no training on two."""
+    pytest.importorskip("accelerate")
+    mpirun = tmp_path / "bin/mpirun"
+    mpirun.parent.mkdir()
+    mpirun.write_text(_MPIRUN.format(python=sys.executable))
+    mpirun.chmod(0o755)
+    train = ["labelsmooth", "train", "--epochs", "1", "--out", str(tmp_path / "runs")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{mpirun.parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def launch(*words):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *words, "-m", *train]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+    refused = launch("--num_processes", "2")
+    assert refused.returncode != 0
+    assert (
+        "labelsmooth: accelerate launch must start all of the processes (on CPUs it does so by mpirun" in refused.stderr
+    )
+    assert not (tmp_path / "runs").exists()
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 slots=2\n")
+    both = launch("--num_processes", "2", "--main_process_port", str(free_port()), "--mpirun_hostfile", str(hosts))
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("test accuracy") == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "env.json").read_text())["devices"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
+        "-m", "labelsmooth", "train", "--epochs", "1", "--out", str(tmp_path),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    assert "batch norm sees each one's share of a batch alone" in done.stderr
+    assert json.loads((tmp_path / "digits-001/env.json").read_text())["devices"] == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

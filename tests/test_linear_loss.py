@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from labelsmooth.torch import cross_entropy, linear_cross_entropy
 from labelsmooth.torch import linear as module
@@ -487,6 +489,26 @@ def test_transformations_are_refused_and_unchecked_values_pass():
     assert linear_cross_entropy(x, w, bad, validate=False).isfinite()
 
 
+def test_fake_tensors_and_counters_of_operations(plan):
+    """What tools that plan memory and count operations look at has no values."""
+    x, w, b, labels = layer(dtype=torch.float32)
+    for reduction in ("mean", "none"):
+        with FakeTensorMode():
+            fake = [torch.empty_like(t).requires_grad_() for t in (x, w, b)]
+            loss = linear_cross_entropy(
+                *fake[:2], torch.empty_like(labels), linear_bias=fake[2], label_smoothing=0.1, reduction=reduction
+            )
+            loss.sum().backward()
+            assert [t.grad.shape for t in fake] == [t.shape for t in fake]
+    expected = value_and_grads(lambda *t: whole(*t, labels, label_smoothing=0.1), (x, w, b))
+    with FlopCounterMode(display=False) as counter:
+        found = value_and_grads(
+            lambda *t: linear_cross_entropy(t[0], t[1], labels, linear_bias=t[2], label_smoothing=0.1), (x, w, b)
+        )
+    assert counter.get_total_flops() == (8 if plan == "classes" else 6) * x.numel() * len(w)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -578,11 +600,12 @@ with torch.no_grad():
     assert abs(loss.double() - exact) < 8 * eps * exact, (loss, exact)
     p = (z - lse[:, None]).exp() - smoothing / k
     dx = (p @ few - (1 - smoothing) * few[y]) / n
-    assert (g[0].double() - dx).abs().max() < 8 * eps * dx.abs().max()
+    near = max(2 * eps, 1e-4)  # float32 sums of a million numbers, the same ones again and again
+    assert (g[0].double() - dx).abs().max() < near * dx.abs().max()
     dw = p[:, y[:8]].T @ x / times / n
     for row in range(8):
         dw[row] -= (1 - smoothing) * x[labels == labels[row]].sum(0) / n
-    assert (g[1][labels[:8]].double() - dw).abs().max() < 8 * eps * dw.abs().max()
+    assert (g[1][labels[:8]].double() - dw).abs().max() < near * dw.abs().max()
 print(extra)
 """
 

@@ -26,6 +26,7 @@ from labelsmooth.torch._terms import (
     parts_of,
     statistics_,
 )  # fmt: skip
+from labelsmooth.torch._values import at_hand
 
 _ROWS = 256  # rows of logits at once on a CPU: what a matmul needs
 _ROWS_ELSEWHERE = 1024
@@ -334,7 +335,7 @@ class _Fused(torch.autograd.Function):
         rate, *gradients = ctx.saved_tensors
         factor = upstream if rate is None else upstream * rate
         again = _get_current_graph_task_keep_graph()
-        one = factor.device.type == "cpu" and float(factor) == 1
+        one = at_hand(factor) and float(factor) == 1
 
         def scaled(g: Tensor | None) -> Tensor | None:
             if g is None:
@@ -365,7 +366,7 @@ class _Products:
 
     def add(self, z: Tensor, x: Tensor) -> None:
         if self.alone or (z.dtype == self.total.dtype and self.rest is None):
-            self.total.addmm_(z.T, x)
+            torch.addmm(self.total, z.T, x, out=self.total)  # counters of operations know no addmm_
             return
         for some in parts_of(self.total.shape, self.total.device):
             product, total = z[:, some].T @ x, self.total[some]
