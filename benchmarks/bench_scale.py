@@ -34,7 +34,7 @@ from labelsmooth.training.torch_engine import _summed
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 SIZES = [(10, 64, 336), (1000, 256, 2048), (128_256, 4096, 4096), (1_000_000, 512, 1024)]  # K, N, D
 MEMORY = (32_000, 1024, 64)
-REPEATS = 20
+WIRED, MANY, REPEATS = (1000, 256, 512), 50_000, 10  # sizes of what is sent, which dwarf its headers
 
 
 def the_pages_model() -> Callable[..., tuple[float, ...]]:
@@ -106,9 +106,8 @@ def over_the_wire(rank: int, count: int, port: int, results: Any) -> None:
 
 def measure(rank: int, count: int, results: Any) -> None:
     """What a step sends by gloo, by what is sharded."""
-    k, n, d = 1000, 256, 512
-    w = torch.randn(k, d, requires_grad=True)
-    mine = w.detach()[rank * k // count : (rank + 1) * k // count].clone().requires_grad_()
+    k, n, d = WIRED
+    mine = torch.randn((rank + 1) * k // count - rank * k // count, d, requires_grad=True)
     x, labels = torch.randn(n, d, generator=torch.Generator().manual_seed(0)), torch.arange(n)
     layer = torch.nn.Linear(d, k, bias=False)
     parallel = DistributedDataParallel(layer)
@@ -118,8 +117,9 @@ def measure(rank: int, count: int, results: Any) -> None:
         F.cross_entropy(parallel(x), labels).backward()
 
     def loss() -> None:
-        logits = torch.zeros(n, len(mine), requires_grad=True)
-        vocab_parallel_cross_entropy(logits, labels, label_smoothing=0.1, validate=False).backward()
+        logits = torch.zeros(MANY, 2, requires_grad=True)
+        zeros = torch.zeros(MANY, dtype=torch.long)
+        vocab_parallel_cross_entropy(logits, zeros, label_smoothing=0.1, validate=False).backward()
 
     def both() -> None:
         hidden = x.clone().requires_grad_()
@@ -137,7 +137,7 @@ def measure(rank: int, count: int, results: Any) -> None:
             dist.barrier()
             told.append((sent() - before) / REPEATS / count)
         if rank == 0:
-            results.put((name, min(told), (k, n, d)))  # others use the loopback too
+            results.put((name, min(told)))  # others use the loopback too
     dist.barrier()
 
 
@@ -155,14 +155,14 @@ def bytes_sent() -> None:
         for process in processes:
             process.join()
             assert process.exitcode == 0
+        k, n, d = WIRED
+        _, _, _, data, loss, below = cost(k, n, d, count)
+        many = cost(2 * count, MANY, d, count)[4]
+        models = {"data": ("data-parallel gradient", data), "loss": (f"sharded loss, N={MANY}", many),
+                  "both": ("sharded loss and layer below", loss + below)}  # fmt: skip
         while not results.empty():
-            name, measured, (k, n, d) = results.get()
-            _, _, _, data, loss, below = cost(k, n, d, count)
-            model = {"data": data, "loss": loss, "both": loss + below}[name]
-            what = {"data": "data-parallel gradient", "loss": "sharded loss", "both": "sharded loss and layer below"}[
-                name
-            ]
-            line(f"K={k} N={n} D={d} P={count}: {what}", model, measured, 0.6 if name == "loss" else 0.1)
+            name, measured = results.get()
+            line(f"K={k} N={n} D={d} P={count}: {models[name][0]}", models[name][1], measured, 0.1)
 
 
 def extra(name: str) -> int:

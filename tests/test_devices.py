@@ -423,7 +423,7 @@ def test_torchrun(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
-    assert "batch norm sees each one's share of a batch alone" in done.stderr
+    assert "batch norm sees each one's share of a batch alone" in done.stdout
     assert json.loads((tmp_path / "digits-001/env.json").read_text())["devices"] == 2
 
 
