@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from labelsmooth.cli import main
 from labelsmooth.training import CLASSIC, DIGITS, Reporter, load, ranks, resume, train
 from labelsmooth.training.data import Split
+from labelsmooth.training.devices import processor_cores
 from labelsmooth.training.dropout import Dropout, keys
 from labelsmooth.training.plan import Plan
 from labelsmooth.training.ranks import Ranks
@@ -135,7 +136,7 @@ def test_numbers_of_parts_that_cannot_be(accumulate, message, tmp_path):
 # Several processes
 
 ROOT = Path(__file__).parents[1]
-two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processor cores")
+two_cores = pytest.mark.skipif(processor_cores() < 2, reason="needs two processor cores")
 
 
 def free_port():
@@ -470,6 +471,60 @@ def test_devices_from_python_are_those_of_the_environment(tmp_path):
         train("digits", devices=2, out=tmp_path)
     with pytest.raises(ValueError, match="batch_size must be at least 4: accumulate 2 times devices 2; got 3"):
         Plan(Settings("digits", DIGITS.changed(batch_size=3), 0.1, 0, None, None, None, "cpu", False, accumulate=2, devices=2), load("digits"))  # fmt: skip
+
+
+class Store:
+    """What a store does, for one process."""
+
+    def __init__(self):
+        self.words = {}
+
+    def set(self, key, value):
+        self.words[key] = value
+
+
+_FAILS = """
+import os, sys
+from labelsmooth._errors import TrainingError
+from labelsmooth.cli import main
+from labelsmooth.training.torch_engine import TorchEngine
+original, steps = TorchEngine._step, []
+def step(engine, *args):
+    steps.append(1)
+    if len(steps) == 3 and os.environ["RANK"] == "{rank}":
+        raise TrainingError("rank {rank}: the battery is empty")
+    original(engine, *args)
+TorchEngine._step = step
+sys.exit(main(["train", "--epochs", "1", "--out", {out!r}]))
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_error_of_one_is_shown_once_and_nothing_else(rank, tmp_path):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
+    code, place = _FAILS.format(rank=rank, out=str(tmp_path)), {"MASTER_PORT": str(store.port)}
+    results = together(code, TORCHELASTIC_USE_AGENT_STORE="True", **place)
+    assert [code for code, *_ in results] == [4, 4], results
+    assert results[rank][2] == f"labelsmooth: rank {rank}: the battery is empty\n"
+    assert results[1 - rank][2] == ""
+
+
+@pytest.mark.parametrize("by_machine", [False, True])
+def test_others_do_not_wait_for_one_that_failed(by_machine):
+    store = Store()
+    with pytest.raises(OSError, match="mine"), Ranks(0, 2, 0, store).in_turn("data", by_machine=by_machine):  # noqa: PT012
+        assert not store.words
+        raise OSError("mine")
+    assert len(store.words) == 1
+
+
+@two_cores
+def test_data_that_are_not_there(tmp_path):
+    with command(tmp_path / "none.npz", "--devices", 2, "--out", tmp_path) as running:
+        _, errors = running.communicate(timeout=100)
+    assert running.returncode == 3
+    assert errors == f"labelsmooth: there is no file {tmp_path / 'none.npz'}\n"
+    assert not list(tmp_path.iterdir())
 
 
 class Unheard(Ranks):

@@ -494,12 +494,16 @@ def test_fake_tensors_and_counters_of_operations(plan):
     x, w, b, labels = layer(dtype=torch.float32)
     for reduction in ("mean", "none"):
         with FakeTensorMode():
-            fake = [torch.empty_like(t).requires_grad_() for t in (x, w, b)]
+            fake = [torch.empty(t.shape, requires_grad=True) for t in (x, w, b)]
             loss = linear_cross_entropy(
-                *fake[:2], torch.empty_like(labels), linear_bias=fake[2], label_smoothing=0.1, reduction=reduction
+                *fake[:2],
+                torch.empty(7, dtype=torch.long),
+                linear_bias=fake[2],
+                label_smoothing=0.1,
+                reduction=reduction,
             )
             loss.sum().backward()
-            assert [t.grad.shape for t in fake] == [t.shape for t in fake]
+            assert [t.grad.shape for t in fake] == [t.shape for t in (x, w, b)]
     expected = value_and_grads(lambda *t: whole(*t, labels, label_smoothing=0.1), (x, w, b))
     with FlopCounterMode(display=False) as counter:
         found = value_and_grads(

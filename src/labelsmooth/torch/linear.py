@@ -135,6 +135,7 @@ def _linear_cross_entropy(
             "what requires a gradient": [
                 torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w, b)
             ],
+            "whether there is a linear_bias": b is not None,
             "rows at a time": _chunk_of(options),
         }
         here = {name: local_like(value, name) for name, value in given.items()}

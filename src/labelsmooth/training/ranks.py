@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ _LEFT = "labelsmooth/left"
 _FELL = "labelsmooth/fell"
 _MEETING = timedelta(seconds=60)  # for which a process looks for the others
 _SILENCE = timedelta(minutes=30)  # after which another process is given up
-_MOMENT = timedelta(seconds=2)  # in which all fail that fail alike
+_MOMENT = 2.0  # seconds in which all fail that fail alike
+_LOOK = 0.02  # seconds between looks at the others
 _LONG = timedelta(days=7)  # that reading the data, or drawing, may take
 
 
@@ -154,9 +156,11 @@ class Ranks:
         key = f"labelsmooth/{name}/{socket.gethostname() if by_machine else ''}"
         if not leads:
             self.store.wait([key], _LONG)
-        yield
-        if leads:
-            self.store.set(key, "")
+        try:
+            yield
+        finally:
+            if leads:  # after an error too: what is wrong with the data the others find for themselves
+                self.store.set(key, "")
 
     def _leave(self) -> None:
         """Part in peace: gloo aborts a process whose others go while it still listens to them."""
@@ -174,7 +178,11 @@ class Ranks:
     def _leave_if_all_failed(self) -> None:
         """As after a success where everybody has found the same error; the others of a lost one end as they can."""
         self.store.set(f"{_FELL}/{self.rank}", "")
-        self.store.wait([f"{_FELL}/{rank}" for rank in range(self.count)], _MOMENT)
+        fallen, until = [f"{_FELL}/{rank}" for rank in range(self.count)], time.monotonic() + _MOMENT
+        while not self.store.check(fallen):  # where `wait` would warn of its timeout
+            if time.monotonic() > until:
+                return
+            time.sleep(_LOOK)
         self._leave()
 
     def _failed(self, error: BaseException) -> BaseException:
