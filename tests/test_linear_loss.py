@@ -26,6 +26,8 @@ def plan(request, monkeypatch):
     """All at once, a few rows at a time, or a few rows and classes at a time."""
     if request.param != "whole":
         monkeypatch.setattr(module, "_ROWS", 3)
+    if request.param == "rows":
+        monkeypatch.setattr(module, "_LEAST_ROWS", 1)
     if request.param == "classes":
         monkeypatch.setattr(module, "_WHOLE_ROWS", 1)
         monkeypatch.setattr(module, "_PART", 4 * 7 * 4)

@@ -419,12 +419,14 @@ def linear_in_bfloat16(rank, world):
 
 
 @case
-def linear_in_small_chunks(rank, world):
-    rows, linear_module._ROWS = linear_module._ROWS, 2
+def linear_in_chunks_of_rows(rank, world):
+    before = linear_module._ROWS, linear_module._LEAST_ROWS
+    linear_module._ROWS, linear_module._LEAST_ROWS = 2, 1
     try:
         check_linear(rank, world, torch.float32)
+        check_linear(rank, world, torch.bfloat16)
     finally:
-        linear_module._ROWS = rows
+        linear_module._ROWS, linear_module._LEAST_ROWS = before
 
 
 def raises(message, function, *args, **kwargs):
