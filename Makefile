@@ -41,6 +41,7 @@ bench: install
 	$(RUN) benchmarks.bench_smooth
 	$(RUN) benchmarks.bench_loss
 	$(RUN) benchmarks.bench_linear
+	$(RUN) benchmarks.bench_scale
 	$(RUN) benchmarks.bench_methods
 	$(RUN) benchmarks.bench_train
 	$(RUN) benchmarks.bench_folder

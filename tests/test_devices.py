@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from labelsmooth.cli import main
 from labelsmooth.training import CLASSIC, DIGITS, Reporter, load, ranks, resume, train
 from labelsmooth.training.data import Split
+from labelsmooth.training.devices import processor_cores
 from labelsmooth.training.dropout import Dropout, keys
 from labelsmooth.training.plan import Plan
 from labelsmooth.training.ranks import Ranks
@@ -135,7 +136,7 @@ def test_numbers_of_parts_that_cannot_be(accumulate, message, tmp_path):
 # Several processes
 
 ROOT = Path(__file__).parents[1]
-two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processor cores")
+two_cores = pytest.mark.skipif(processor_cores() < 2, reason="needs two processor cores")
 
 
 def free_port():
@@ -144,13 +145,13 @@ def free_port():
         return found.getsockname()[1]
 
 
-def together(code, count=2, timeout=100, **environment):
-    """What `count` processes of one training do that run `code`: their exit codes, outputs and errors."""
+def started(code, count=2, *arguments, **environment):
+    """`count` processes of one training that run `code`."""
     shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
               "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
-    started = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, *map(str, arguments)],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -159,12 +160,21 @@ def together(code, count=2, timeout=100, **environment):
         )
         for rank in range(count)
     ]
+
+
+def ended(processes, timeout=300):
+    """Their exit codes, outputs and errors."""
     try:
-        told = [process.communicate(timeout=timeout) for process in started]
+        told = [process.communicate(timeout=timeout) for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(started, told, strict=True)]
+    return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]
+
+
+def together(code, count=2, timeout=100, **environment):
+    """What `count` processes of one training do that run `code`: their exit codes, outputs and errors."""
+    return ended(started(code, count, **environment), timeout)
 
 
 _EXACT = """
@@ -334,6 +344,90 @@ def test_environments_that_make_no_sense(environment, message, tmp_path, monkeyp
         train("digits", out=tmp_path)
 
 
+MPI = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, (1, 4, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        (MPI | {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, (5, 8, 1)),
+        (MPI | {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0"}, (1, 2, 0)),
+        (MPI | {"RANK": "1", "WORLD_SIZE": "2", "PMI_RANK": "0", "PMI_SIZE": "9"}, (1, 2, 1)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, None),  # trainings of their own, which MPI or Slurm started side by side
+    ],
+)  # fmt: skip
+def test_a_process_finds_its_place(environment, expected, monkeypatch):
+    for name in (*sum(ranks._PLACE, ()), *MPI):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.found() == expected
+
+
+_MPIRUN = """#!{python}
+import os, subprocess, sys
+words = sys.argv[1:]
+if words == ["--version"]:
+    sys.exit(print("mpirun (Open MPI) 4.1.4"))
+count = int(words[words.index("-n") + 1])
+command = words[words.index({python!r}):]
+started = [
+    subprocess.Popen(command, env=os.environ | {{
+        "OMPI_COMM_WORLD_RANK": str(i), "OMPI_COMM_WORLD_SIZE": str(count), "OMPI_COMM_WORLD_LOCAL_RANK": str(i)
+    }}) for i in range(count)
+]
+sys.exit(max([process.wait() for process in started], key=abs))
+"""
+
+
+@pytest.mark.slow
+def test_accelerate_starts_several_on_a_cpu_by_mpi_alone(tmp_path):
+    """Without a host file it starts one, whatever --num_processes says: that is no training on two."""
+    pytest.importorskip("accelerate")
+    mpirun = tmp_path / "bin/mpirun"
+    mpirun.parent.mkdir()
+    mpirun.write_text(_MPIRUN.format(python=sys.executable))
+    mpirun.chmod(0o755)
+    train = ["labelsmooth", "train", "--epochs", "1", "--out", str(tmp_path / "runs")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{mpirun.parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def launch(*words):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *words, "-m", *train]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+    refused = launch("--num_processes", "2")
+    assert refused.returncode != 0
+    assert (
+        "labelsmooth: accelerate launch must start all of the processes (on CPUs it does so by mpirun" in refused.stderr
+    )
+    assert not (tmp_path / "runs").exists()
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 slots=2\n")
+    both = launch("--num_processes", "2", "--main_process_port", str(free_port()), "--mpirun_hostfile", str(hosts))
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("test accuracy") == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "env.json").read_text())["devices"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
+        "-m", "labelsmooth", "train", "--epochs", "1", "--out", str(tmp_path),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    assert "batch norm sees each one's share of a batch alone" in done.stdout
+    assert json.loads((tmp_path / "digits-001/env.json").read_text())["devices"] == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -377,6 +471,60 @@ def test_devices_from_python_are_those_of_the_environment(tmp_path):
         train("digits", devices=2, out=tmp_path)
     with pytest.raises(ValueError, match="batch_size must be at least 4: accumulate 2 times devices 2; got 3"):
         Plan(Settings("digits", DIGITS.changed(batch_size=3), 0.1, 0, None, None, None, "cpu", False, accumulate=2, devices=2), load("digits"))  # fmt: skip
+
+
+class Store:
+    """What a store does, for one process."""
+
+    def __init__(self):
+        self.words = {}
+
+    def set(self, key, value):
+        self.words[key] = value
+
+
+_FAILS = """
+import os, sys
+from labelsmooth._errors import TrainingError
+from labelsmooth.cli import main
+from labelsmooth.training.torch_engine import TorchEngine
+original, steps = TorchEngine._step, []
+def step(engine, *args):
+    steps.append(1)
+    if len(steps) == 3 and os.environ["RANK"] == "{rank}":
+        raise TrainingError("rank {rank}: the battery is empty")
+    original(engine, *args)
+TorchEngine._step = step
+sys.exit(main(["train", "--epochs", "1", "--out", {out!r}]))
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_error_of_one_is_shown_once_and_nothing_else(rank, tmp_path):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
+    code, place = _FAILS.format(rank=rank, out=str(tmp_path)), {"MASTER_PORT": str(store.port)}
+    results = together(code, TORCHELASTIC_USE_AGENT_STORE="True", **place)
+    assert [code for code, *_ in results] == [4, 4], results
+    assert results[rank][2] == f"labelsmooth: rank {rank}: the battery is empty\n"
+    assert results[1 - rank][2] == ""
+
+
+@pytest.mark.parametrize("by_machine", [False, True])
+def test_others_do_not_wait_for_one_that_failed(by_machine):
+    store = Store()
+    with pytest.raises(OSError, match="mine"), Ranks(0, 2, 0, store).in_turn("data", by_machine=by_machine):  # noqa: PT012
+        assert not store.words
+        raise OSError("mine")
+    assert len(store.words) == 1
+
+
+@two_cores
+def test_data_that_are_not_there(tmp_path):
+    with command(tmp_path / "none.npz", "--devices", 2, "--out", tmp_path) as running:
+        _, errors = running.communicate(timeout=100)
+    assert running.returncode == 3
+    assert errors == f"labelsmooth: there is no file {tmp_path / 'none.npz'}\n"
+    assert not list(tmp_path.iterdir())
 
 
 class Unheard(Ranks):

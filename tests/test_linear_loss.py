@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from labelsmooth.torch import cross_entropy, linear_cross_entropy
 from labelsmooth.torch import linear as module
@@ -23,7 +25,9 @@ INF = float("inf")
 def plan(request, monkeypatch):
     """All at once, a few rows at a time, or a few rows and classes at a time."""
     if request.param != "whole":
-        monkeypatch.setattr(module, "_ROWS", {2: 3, 4: 3, 8: 3})
+        monkeypatch.setattr(module, "_ROWS", 3)
+    if request.param == "rows":
+        monkeypatch.setattr(module, "_LEAST_ROWS", 1)
     if request.param == "classes":
         monkeypatch.setattr(module, "_WHOLE_ROWS", 1)
         monkeypatch.setattr(module, "_PART", 4 * 7 * 4)
@@ -487,6 +491,30 @@ def test_transformations_are_refused_and_unchecked_values_pass():
     assert linear_cross_entropy(x, w, bad, validate=False).isfinite()
 
 
+def test_fake_tensors_and_counters_of_operations(plan):
+    """What tools that plan memory and count operations look at has no values."""
+    x, w, b, labels = layer(dtype=torch.float32)
+    for reduction in ("mean", "none"):
+        with FakeTensorMode():
+            fake = [torch.empty(t.shape, requires_grad=True) for t in (x, w, b)]
+            loss = linear_cross_entropy(
+                *fake[:2],
+                torch.empty(7, dtype=torch.long),
+                linear_bias=fake[2],
+                label_smoothing=0.1,
+                reduction=reduction,
+            )
+            loss.sum().backward()
+            assert [t.grad.shape for t in fake] == [t.shape for t in (x, w, b)]
+    expected = value_and_grads(lambda *t: whole(*t, labels, label_smoothing=0.1), (x, w, b))
+    with FlopCounterMode(display=False) as counter:
+        found = value_and_grads(
+            lambda *t: linear_cross_entropy(t[0], t[1], labels, linear_bias=t[2], label_smoothing=0.1), (x, w, b)
+        )
+    assert counter.get_total_flops() == (8 if plan == "classes" else 6) * x.numel() * len(w)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -549,3 +577,52 @@ def test_memory_is_a_part_of_the_logits():
     shares = [float(line) for line in result.stdout.split()]
     assert len(shares) == 3
     assert max(shares) < 0.6, shares
+
+
+MILLION = """
+import sys, torch
+from labelsmooth.torch import linear_cross_entropy
+torch.set_num_threads(1)
+d, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
+n, k, times, smoothing = 512, 1000, 1000, 0.1
+
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+x, few = torch.randn(n, d, dtype=dtype), torch.randn(k, d, dtype=dtype) / d**0.5
+w, labels = few.repeat(times, 1), torch.randint(0, k * times, (n,))
+before = status("VmRSS")
+assert status("VmHWM") - before < 2**24
+loss = linear_cross_entropy(x.requires_grad_(), w.requires_grad_(), labels, label_smoothing=smoothing)
+loss.backward()
+extra = status("VmHWM") - before - sum(t.numel() * t.element_size() for t in (x, w))
+
+# A thousand copies of a thousand classes: everything is known from one of each.
+with torch.no_grad():
+    x, few, g, y = x.double(), few.double(), (x.grad, w.grad), labels % k
+    z = x @ few.T
+    lse, eps = z.logsumexp(1), torch.finfo(dtype).eps
+    exact = (lse + torch.tensor(times).log() - (1 - smoothing) * z.gather(1, y[:, None])[:, 0] - smoothing * z.mean(1)).mean()
+    assert abs(loss.double() - exact) < 8 * eps * exact, (loss, exact)
+    p = (z - lse[:, None]).exp() - smoothing / k
+    dx = (p @ few - (1 - smoothing) * few[y]) / n
+    near = max(2 * eps, 1e-4)  # float32 sums of a million numbers, the same ones again and again
+    assert (g[0].double() - dx).abs().max() < near * dx.abs().max()
+    dw = p[:, y[:8]].T @ x / times / n
+    for row in range(8):
+        dw[row] -= (1 - smoothing) * x[labels == labels[row]].sum(0) / n
+    assert (g[1][labels[:8]].double() - dw).abs().max() < near * dw.abs().max()
+print(extra)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [64, 1024])
+def test_a_million_classes_within_a_gigabyte(width, dtype):
+    """All that a fresh process takes beyond the inputs and the gradients that it gives, whatever it loads included."""
+    result = subprocess.run([sys.executable, "-c", MILLION, str(width), dtype], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 2**30, int(result.stdout) / 2**30
+    print(f"{width} wide, {dtype}: {int(result.stdout) / 2**30:.3f} GiB")

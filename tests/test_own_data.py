@@ -316,6 +316,59 @@ print(data.train.pool.nbytes // 1024, resource.getrusage(resource.RUSAGE_SELF).r
     assert used < total / 2
 
 
+TRAINED = """
+import re, sys, threading
+from pathlib import Path
+from labelsmooth.report import page
+from labelsmooth.training import train
+from labelsmooth.training.session import Training
+from tests.processes import undrawn
+
+page.finish = undrawn
+
+def held(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
+
+peak, begun, done = [], [], threading.Event()
+original = Training.run
+def run(training, *args):
+    begun.append(held("RssAnon"))
+    watcher.start()
+    original(training, *args)
+Training.run = run
+watcher = threading.Thread(target=lambda: [peak.append(held("RssAnon")) for _ in iter(lambda: done.wait(0.01), True)])
+try:
+    less = {"small_share": 0.999, "small_scale": 0.125}  # to compute, not to read
+    result = train(sys.argv[1], model="small", epochs=1, batch_size=50, image_size=96, out=sys.argv[2], **less)
+finally:
+    done.set()
+print(begun[0], max(peak), held("RssFile"), result.summary["epochs"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
+def test_a_training_holds_batches_and_not_the_images(tmp_path):
+    """Beside pages of the file, which the system takes back when it wants them: as much for many images as for few."""
+    import subprocess
+
+    blob, peaks = [png(pictures(1, seed)) for seed in range(2)], []
+    for count in (400, 8000):
+        files = {f"train/{'ab'[i % 2] * 2}/{i:04d}.png": blob[i % 2] for i in range(count)}
+        files |= {f"{split}/{'ab'[i % 2] * 2}/{i}.png": blob[i % 2] for split in ("val", "test") for i in range(20)}
+        root = tree(tmp_path / str(count), files)
+        command = [sys.executable, "-c", TRAINED, str(root), str(tmp_path / "runs")]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        begun, peak, mapped, epochs = map(int, result.stdout.split()[-4:])
+        assert epochs == 1
+        peaks.append(peak)
+        print(f"{count} images, {count * 96 * 96 * 3 >> 20} MiB: {begun >> 10} MiB at the start, at most {peak >> 10}, "
+              f"pages of files {mapped >> 10} MiB")  # fmt: skip
+    assert 8000 * 96 * 96 * 3 / 1024 > 200_000  # KiB
+    assert peaks[1] - peaks[0] < 40_000, peaks
+
+
 def test_a_file_that_cannot_be_read_now_may_be_readable_later(tmp_path, own_cache, monkeypatch):
     root = tree(tmp_path / "pets", classes())
     original = Image.open

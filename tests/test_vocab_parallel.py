@@ -266,6 +266,20 @@ def unchecked_calls_talk_about_sizes_once(rank, world):
 
 
 @case
+def an_unchecked_label_in_no_shard_is_no_silence(rank, world):
+    for wrong in (3 * world, -1):
+        for smoothing in (0.0, 0.1):
+            z = torch.zeros(2, 3, requires_grad=True)
+            options = {"label_smoothing": smoothing, "validate": False}
+            loss = vocab_parallel_cross_entropy(z, torch.tensor([0, wrong]), **options)
+            loss.backward()
+            assert loss.isnan()
+            assert z.grad[1].isnan().all()
+            w = torch.zeros(3, 3, requires_grad=True)
+            assert linear_cross_entropy(z, w, torch.tensor([0, wrong]), group=dist.group.WORLD, **options).isnan()
+
+
+@case
 def normalizer_and_groups(rank, world):
     z, labels = torch.randn(3, 2 * world, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0])
     part = z[:, 2 * rank : 2 * rank + 2]
@@ -405,12 +419,14 @@ def linear_in_bfloat16(rank, world):
 
 
 @case
-def linear_in_small_chunks(rank, world):
-    rows, linear_module._ROWS = linear_module._ROWS, {2: 2, 4: 2, 8: 2}
+def linear_in_chunks_of_rows(rank, world):
+    before = linear_module._ROWS, linear_module._LEAST_ROWS
+    linear_module._ROWS, linear_module._LEAST_ROWS = 2, 1
     try:
         check_linear(rank, world, torch.float32)
+        check_linear(rank, world, torch.bfloat16)
     finally:
-        linear_module._ROWS = rows
+        linear_module._ROWS, linear_module._LEAST_ROWS = before
 
 
 def raises(message, function, *args, **kwargs):
@@ -502,6 +518,12 @@ def errors_are_raised_on_all_ranks(rank, world):
         labels,
         group=dist.group.WORLD,
     )
+    raises(r"whether there is a linear_bias must be the same on every rank; got False on rank 0.*; True on rank",
+           linear_cross_entropy, z, torch.zeros(2, 3), labels, linear_bias=torch.zeros(2) if last else None,
+           group=dist.group.WORLD)  # fmt: skip
+    first = dist.new_group([0])
+    if rank:
+        fails(r"group must be a process group that this process is in; got one that it is not in", group=first)
     raises(r"what requires a gradient must be the same on every rank", linear_cross_entropy,
            z.clone().requires_grad_(last), torch.zeros(2, 3), labels, group=dist.group.WORLD)  # fmt: skip
     assert vocab_parallel_cross_entropy(z, labels).isfinite()  # and they are still together

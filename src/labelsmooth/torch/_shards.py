@@ -211,5 +211,6 @@ def members(group: Any) -> Any:
     if group is None:
         group = dist.group.WORLD
     if not isinstance(group, dist.ProcessGroup):
-        raise _checks.error("group", "be a process group that this process is in", repr(group))
+        told = "one that it is not in" if group == dist.GroupMember.NON_GROUP_MEMBER else repr(group)
+        raise _checks.error("group", "be a process group that this process is in", told)
     return group

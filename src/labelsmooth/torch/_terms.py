@@ -484,6 +484,8 @@ def resolve(
     row_weight = w if w is None else w[ids] if ids is not None else sums["qw"].to(dtype)
     outside = ones if row_weight is None or inside is not None else row_weight
     alpha, beta = (1.0 - epsilon) * outside, epsilon * outside
+    if ids is not None and not checked:  # a class that nobody has would go without notice
+        alpha = torch.where((ids >= 0) & (ids < count), alpha, torch.nan)
     if ids is not None:
         total = alpha = alpha if row_weight is None or inside is None else alpha * row_weight
     else:

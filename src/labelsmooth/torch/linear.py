@@ -26,8 +26,9 @@ from labelsmooth.torch._terms import (
     parts_of,
     statistics_,
 )  # fmt: skip
+from labelsmooth.torch._values import at_hand
 
-_ROWS = {2: 512, 4: 256, 8: 256}  # rows of logits at once on a CPU, by the bytes of a logit: what a matmul needs
+_ROWS = 256  # rows of logits at once on a CPU: what a matmul needs
 _ROWS_ELSEWHERE = 1024
 _LEAST_ROWS = 64  # with fewer, reading the weights again for each chunk takes longer than a fourth matmul
 _WHOLE_ROWS = 512 << 20  # bytes of logits of whole rows
@@ -134,6 +135,7 @@ def _linear_cross_entropy(
             "what requires a gradient": [
                 torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w, b)
             ],
+            "whether there is a linear_bias": b is not None,
             "rows at a time": _chunk_of(options),
         }
         here = {name: local_like(value, name) for name, value in given.items()}
@@ -248,7 +250,7 @@ class _Plan:
 def _plan(number: int, width: int, w: Tensor, chunk: int | None) -> _Plan:
     """Whole rows where enough of them fit, and the sums that they need beside half gradients; else some classes."""
     size = w.element_size()
-    rows = _ROWS[size] if w.device.type == "cpu" else _ROWS_ELSEWHERE
+    rows = _ROWS if w.device.type == "cpu" else _ROWS_ELSEWHERE
     rows = max(1, min(number, rows, _WHOLE_ROWS // max(1, width * size))) if chunk is None else chunk
     carried = width * w.shape[-1] * 4 if size == 2 and rows < number else 0
     if chunk is not None or (rows >= min(number, _LEAST_ROWS) and carried <= _CARRIED):
@@ -334,7 +336,7 @@ class _Fused(torch.autograd.Function):
         rate, *gradients = ctx.saved_tensors
         factor = upstream if rate is None else upstream * rate
         again = _get_current_graph_task_keep_graph()
-        one = factor.device.type == "cpu" and float(factor) == 1
+        one = at_hand(factor) and float(factor) == 1
 
         def scaled(g: Tensor | None) -> Tensor | None:
             if g is None:
@@ -358,13 +360,14 @@ class _Products:
         self.alone = alone
         split = like.dtype == torch.bfloat16 and like.device.type == "cpu" and not alone
         self.rest = torch.zeros(like.shape, dtype=torch.int16) if split else None
-        self.space = torch.empty((next(parts_of(like.shape, like.device)).stop + 1, like.shape[1]), dtype=torch.int32)
+        rows = next(parts_of(like.shape, like.device)).stop + 1 if split else 0
+        self.space = torch.empty((rows, like.shape[1]), dtype=torch.int32)
         dtype = torch.float32 if half and not split and not alone else like.dtype
         self.total = torch.zeros(like.shape, dtype=dtype, device=like.device)
 
     def add(self, z: Tensor, x: Tensor) -> None:
         if self.alone or (z.dtype == self.total.dtype and self.rest is None):
-            self.total.addmm_(z.T, x)
+            torch.addmm(self.total, z.T, x, out=self.total)  # counters of operations know no addmm_
             return
         for some in parts_of(self.total.shape, self.total.device):
             product, total = z[:, some].T @ x, self.total[some]

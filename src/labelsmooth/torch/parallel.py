@@ -57,7 +57,8 @@ def vocab_parallel_cross_entropy(
         weight_mode: ``"class"`` or ``"example"``.
         normalizer: what ``"mean"`` divides by instead.
         validate: check the values, and in every call that all processes were called alike. None: where that waits for
-            no device; there, and for False, only the first call with the same options and sizes compares them.
+            no device; there, and for False, only the first call with the same options and sizes compares them, and a
+            class id that no process has makes the loss nan.
 
     Returns:
         The same on every process: a scalar, or for ``"none"`` a tensor of the shape of `input` without the class axis;

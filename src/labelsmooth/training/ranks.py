@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAUNCHED = "LABELSMOOTH_LAUNCHED"  # in the environment of processes that `labelsmooth train --devices` started
+_ACCELERATE = "ACCELERATE_USE_CPU"  # in the environment of what `accelerate launch` started
+# A process's place, as torchrun tells it, and as MPI does, by which `accelerate launch` starts processes on CPUs.
+_PLACE = (
+    ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+)
 FAILED = "labelsmooth/failed"  # in the store: the rank that tells of the failure
 RUN = "labelsmooth/run"  # in the store: the run's folder
 DONE = "labelsmooth/done"  # in the store, when rank 0 has nothing more to do
@@ -31,7 +39,8 @@ _LEFT = "labelsmooth/left"
 _FELL = "labelsmooth/fell"
 _MEETING = timedelta(seconds=60)  # for which a process looks for the others
 _SILENCE = timedelta(minutes=30)  # after which another process is given up
-_MOMENT = timedelta(seconds=2)  # in which all fail that fail alike
+_MOMENT = 2.0  # seconds in which all fail that fail alike
+_LOOK = 0.02  # seconds between looks at the others
 _LONG = timedelta(days=7)  # that reading the data, or drawing, may take
 
 
@@ -147,9 +156,11 @@ class Ranks:
         key = f"labelsmooth/{name}/{socket.gethostname() if by_machine else ''}"
         if not leads:
             self.store.wait([key], _LONG)
-        yield
-        if leads:
-            self.store.set(key, "")
+        try:
+            yield
+        finally:
+            if leads:  # after an error too: what is wrong with the data the others find for themselves
+                self.store.set(key, "")
 
     def _leave(self) -> None:
         """Part in peace: gloo aborts a process whose others go while it still listens to them."""
@@ -167,7 +178,11 @@ class Ranks:
     def _leave_if_all_failed(self) -> None:
         """As after a success where everybody has found the same error; the others of a lost one end as they can."""
         self.store.set(f"{_FELL}/{self.rank}", "")
-        self.store.wait([f"{_FELL}/{rank}" for rank in range(self.count)], _MOMENT)
+        fallen, until = [f"{_FELL}/{rank}" for rank in range(self.count)], time.monotonic() + _MOMENT
+        while not self.store.check(fallen):  # where `wait` would warn of its timeout
+            if time.monotonic() > until:
+                return
+            time.sleep(_LOOK)
         self._leave()
 
     def _failed(self, error: BaseException) -> BaseException:
@@ -191,20 +206,29 @@ def found() -> tuple[int, int, int] | None:
     """(rank, how many, rank on this machine), as the environment has it; None in a process of its own.
 
     Raises:
-        ValueError: the environment makes no sense.
+        ValueError: the environment makes no sense, or tells of processes that were not started.
     """
-    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
-        return None
+    by_accelerate = {_ACCELERATE, "MASTER_ADDR"} <= set(os.environ)  # and so by MPI, if it is not by torchrun
+    names = [next((n for n in (own, *(mpi if by_accelerate else ())) if n in os.environ), own) for own, *mpi in _PLACE]
+    if not set(names[:2]) <= set(os.environ):
+        if not by_accelerate:
+            return None
+        rule = (
+            "start all of the processes (on CPUs it does so by mpirun alone: --mpirun_hostfile FILE), or leave it to "
+            "torchrun --nproc-per-node N -m labelsmooth train, or to labelsmooth train --devices N"
+        )
+        raise _checks.error("accelerate launch", rule, "one process, with no word of its rank")
     values = []
-    for name, least in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
+    for name, least in zip(names, (0, 1, 0), strict=True):
+        name = name if name in os.environ else names[0]
         try:
-            value = int(os.environ.get(name, os.environ["RANK"]))
+            value = int(os.environ[name])
         except ValueError:
             raise _checks.error(name, "be a whole number", repr(os.environ[name])) from None
         values.append(_checks.class_count(value, name, least))
     rank, count, local = values
     if rank >= count:
-        raise _checks.error("RANK", f"be less than WORLD_SIZE, {count}", rank)
+        raise _checks.error(names[0], f"be less than {names[1]}, {count}", rank)
     return None if count == 1 else (rank, count, local)
 
 
