@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -140,9 +142,11 @@ two_cores = pytest.mark.skipif(processor_cores() < 2, reason="needs two processo
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Of those that no system gives to anybody who asks for any: it would be gone before it is used."""
+    while True:
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", random.randrange(10_000, 30_000)))
+            return found.getsockname()[1]
 
 
 def started(code, count=2, *arguments, **environment):
