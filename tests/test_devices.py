@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -140,9 +142,11 @@ two_cores = pytest.mark.skipif(processor_cores() < 2, reason="needs two processo
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Of those that no system gives to anybody who asks for any: it would be gone before it is used."""
+    while True:
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", random.randrange(10_000, 30_000)))
+            return found.getsockname()[1]
 
 
 def started(code, count=2, *arguments, **environment):
@@ -316,14 +320,21 @@ def test_data_that_differ(tmp_path):
     assert "the data (SHA-256) must be the same in all processes" in "".join(result[2] for result in results)
 
 
-def test_an_address_where_nobody_answers(tmp_path, monkeypatch):
-    port = free_port()
-    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(ranks, "_MEETING", timedelta(seconds=1))
-    text = rf"MASTER_ADDR and MASTER_PORT must be the address of .*; got 127.0.0.1:{port}, with no answer after 1 s"
-    with pytest.raises(ValueError, match=text):
-        train("digits", out=tmp_path)
+@pytest.mark.parametrize("mute", [False, True])
+def test_an_address_where_nobody_answers(mute, tmp_path, monkeypatch):
+    """Nothing listens there, or something that is no store, and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        if mute:
+            listener.listen()
+        for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(ranks, "_MEETING", timedelta(seconds=1))
+        why = r"\(what listens there is something else\)" if mute else r"\("
+        text = rf"MASTER_ADDR and MASTER_PORT must be the address of .*; got 127.0.0.1:{port}, with no answer after \d+ s {why}"
+        with pytest.raises(ValueError, match=text):
+            train("digits", out=tmp_path)
 
 
 @pytest.mark.parametrize(

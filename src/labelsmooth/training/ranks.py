@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -281,15 +282,42 @@ def _met(rank: int, count: int, device: str) -> Any:
     if not os.environ["MASTER_PORT"].isdecimal():
         raise _checks.error("MASTER_PORT", "be a whole number", repr(os.environ["MASTER_PORT"]))
     backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
+    began = time.monotonic()
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=_MEETING))  # pyright: ignore
+        store = _store(rank, count)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_SILENCE)
-    except (dist.DistError, RuntimeError) as error:
+    except (dist.DistError, RuntimeError, TimeoutError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         rule = f"be the address of the first of the {count} processes, from where all answer"
-        got = f"{where}, with no answer after {_MEETING.seconds} s ({str(error).splitlines()[0]})"
+        got = f"{where}, with no answer after {time.monotonic() - began:.0f} s ({str(error).splitlines()[0]})"
         raise _checks.error("MASTER_ADDR and MASTER_PORT", rule, got) from None
     return store
+
+
+def _store(rank: int, count: int) -> Any:
+    """The store, looked for beside the main thread: to what listens there and is none, PyTorch would listen for ever.
+
+    Raises:
+        TimeoutError: that is so. DistError, RuntimeError: there is nothing, or not everybody comes.
+    """
+    import torch.distributed as dist
+
+    found: list[Any] = []
+
+    def look() -> None:
+        try:
+            found.append(next(dist.rendezvous("env://", rank, count, timeout=_MEETING))[0])  # pyright: ignore
+        except Exception as error:
+            found.append(error)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(2 * _MEETING.total_seconds() + 1)  # for the first process, and then for the others
+    if not found:
+        raise TimeoutError("what listens there is something else")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def _is_lost(error: BaseException) -> bool:
