@@ -266,7 +266,7 @@ struct DLManagedTensor {
 struct Lent {
     DLManagedTensor managed;
     Buffer buffer;
-    int64_t size;
+    std::vector<int64_t> shape;
 };
 
 void give_back(DLManagedTensor* managed) {  // from any thread, without Python's lock
@@ -275,12 +275,17 @@ void give_back(DLManagedTensor* managed) {  // from any thread, without Python's
     delete lent;
 }
 
-// A DLPack capsule of `size` bytes, not initialised, which come back here when the last tensor on them is gone.
-nb::object buffer(size_t size) {
-    const Buffer found = acquire(size);
+// A contiguous array of the shape and dtype of `array`, not initialised, as a DLPack capsule; its memory comes back here
+// when the last tensor on it is gone.
+nb::object empty_like(Array array) {
+    const auto dtype = array.dtype();
+    const Buffer found = acquire(array.nbytes());
     if (!found.data) throw std::bad_alloc();
-    auto* const lent = new Lent{{}, found, static_cast<int64_t>(size)};
-    lent->managed = {{found.data, 1, 0, 1, 1, 8, 1, &lent->size, nullptr, 0}, lent, give_back};
+    auto* const lent = new Lent{{}, found, {array.shape_ptr(), array.shape_ptr() + array.ndim()}};
+    const auto ndim = static_cast<int32_t>(array.ndim());
+    lent->managed = {{found.data, 1, 0, ndim, dtype.code, dtype.bits, dtype.lanes, lent->shape.data(), nullptr, 0},
+                     lent,
+                     give_back};
     PyObject* const capsule = PyCapsule_New(&lent->managed, "dltensor", [](PyObject* capsule) {
         if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // somebody took it
         auto* const unused = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
@@ -312,7 +317,8 @@ NB_MODULE(_native, m) {
           nb::arg("kernel") = nb::none(),
           "Adds the derivatives of the NLL in 1/T to sums; the first row that has no softmax, or -1.");
     m.def("exp", &exp_of, nb::arg("x"), nb::arg("y"), nb::arg("kernel") = nb::none(), "y = exp(x), as the kernel has it.");
-    m.def("buffer", &buffer, nb::arg("size"), "A DLPack capsule of so many bytes, not initialised, from the pool.");
+    m.def("empty_like", &empty_like, nb::arg("array"),
+          "A contiguous array like this one as a DLPack capsule, not initialised, its memory from the pool.");
     m.def("drop_buffers", &drop, "Free the memory that the pool keeps; how many bytes that was.");
     m.def("kernels", [] {
         std::vector<std::string> names;

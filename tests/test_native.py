@@ -412,9 +412,39 @@ print("identical")
     assert done.stdout == "identical\n", done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads keep to cores on Linux only")
+def test_threads_keep_to_the_cores_of_the_process():
+    """They leave the caller's core to it, where PyTorch's threads wait awake on the others, and go to none but theirs."""
+    code = """
+import glob, os, torch
+import torch.nn.functional as F
+from labelsmooth.torch import cross_entropy
+torch.set_num_threads(2)
+logits, labels = torch.randn(2000, 1000), torch.zeros(2000, dtype=torch.int64)
+def run(times):
+    for _ in range(times):
+        F.cross_entropy(logits, labels)
+        cross_entropy(logits, labels)
+def cores():
+    masks = [os.sched_getaffinity(int(task.split("/")[-1])) for task in glob.glob("/proc/self/task/*")]
+    assert all(masks)
+    return set().union(*masks)
+allowed = os.sched_getaffinity(0)
+run(100)
+assert cores() == allowed, cores()
+os.sched_setaffinity(0, {min(allowed)})
+run(20)
+assert cores() <= allowed, cores()
+print("kept")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "kept\n", done.stderr
+
+
 def test_other_threads_run_meanwhile():
     """The GIL is not held: a counter in Python goes on while a large loss is computed."""
-    logits, labels = torch.randn(3000, 5000), torch.zeros(3000, dtype=torch.int64)
+    rows = 60_000  # for longer than a busy machine lets a thread wait
+    logits, labels = torch.randn(1, 5000).expand(rows, 5000), torch.zeros(rows, dtype=torch.int64)
     count, stop = [0], threading.Event()
 
     def counting():

@@ -37,7 +37,7 @@ def refusal(call: Call) -> str | None:
     """Why the kernel cannot compute `call`, or None."""
     if kernel is None:
         return "the CPU kernel is not installed"
-    if call.input.device.type != "cpu":
+    if not call.input.is_cpu:
         return f"the logits are on {call.input.device}"
     if not call.looked_at:
         return "it is compiled, traced, transformed, or of tensors of another kind"
@@ -45,9 +45,10 @@ def refusal(call: Call) -> str | None:
         return f"the logits are {call.input.dtype}"
     if forward_ad._current_level >= 0:
         return "it is differentiated forward"
-    others = (call.target, call.weight, call.prior, call.class_prior, call.normalizer)
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in others):
-        return "something beside the logits requires grad"
+    if torch.is_grad_enabled():
+        for x in (call.target, call.weight, call.prior, call.class_prior, call.normalizer):
+            if isinstance(x, Tensor) and x.requires_grad:
+                return "something beside the logits requires grad"
     return None
 
 
@@ -173,12 +174,10 @@ def _lay_out(x: Tensor, call: Call) -> _LaidOut:
 
 def _empty(like: Tensor) -> Tensor:
     """Contiguous, not initialised; large ones from the pool, to which they go back when nothing refers to them."""
-    size = like.numel() * like.element_size()
-    if size < _POOLED:
+    if like.nbytes < _POOLED:
         return torch.empty(like.shape, dtype=like.dtype)
     assert kernel is not None
-    memory: Tensor = torch._C._from_dlpack(kernel.buffer(size))  # pyright: ignore[reportAttributeAccessIssue]
-    return memory.view(like.dtype).view(like.shape)
+    return torch._C._from_dlpack(kernel.empty_like(_capsule(like)))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _run(call: Call, rows: Tensor, gradient: Tensor | None, upstream: Tensor | None = None) -> Tensor:

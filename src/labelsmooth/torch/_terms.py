@@ -19,7 +19,7 @@ from torch._compile import _disable_dynamo
 from labelsmooth import _checks
 from labelsmooth.torch._eager import check_distribution, expectation
 from labelsmooth.torch._values import at_hand
-from labelsmooth.torch.functions import _check_shapes, as_tensor, warn_if_smoothed
+from labelsmooth.torch.functions import as_tensor, check_shapes, warn_if_smoothed
 
 _BLOCK = 1 << 20  # numbers that a CPU works on at once, so that they stay in cache
 _BLOCK_ELSEWHERE = 1 << 25  # and another device, which would wait for the next call
@@ -64,8 +64,10 @@ class Arguments:
 
     def check_vectors(self, logits: Tensor, target: Tensor, count: int) -> None:
         """The shapes of what has all `count` classes."""
-        prior, class_mask = (x if x is None or x.dim() == 1 else None for x in (self.prior, self.class_mask))
-        _check_shapes(logits, target, self.weight, prior, self.class_prior, None, class_mask, count)
+        names = ("weight", "prior", "class_prior", "class_mask")
+        given = {name: x for name in names if (x := getattr(self, name)) is not None}
+        of_all = {name: x for name, x in given.items() if x.dim() == 1 or name == "class_prior"}
+        check_shapes(logits, target, of_all, count)
 
     def terms(self, start: int, width: int, count: int, summed: Callable[[Tensor], Tensor] = lambda x: x) -> Terms:
         return resolve(
@@ -106,24 +108,17 @@ def arguments(
     if not isinstance(ignore_index, int):
         raise _checks.error("ignore_index", "be a whole number", repr(ignore_index))
     device = next((x.device for x in values if x is not None), logits.device)
-    weight, prior, class_prior, mask, class_mask = (
-        as_tensor(x, name, device)
-        for x, name in (
-            (weight, "weight"),
-            (prior, "prior"),
-            (class_prior, "class_prior"),
-            (mask, "mask"),
-            (class_mask, "class_mask"),
-        )
-    )
+    optional = {"weight": weight, "prior": prior, "class_prior": class_prior, "mask": mask, "class_mask": class_mask}
+    given = {name: as_tensor(x, name, device) for name, x in optional.items() if x is not None}
+    weight, prior, class_prior, mask, class_mask = map(given.get, optional)
     if not isinstance(target, Tensor):
         raise _checks.error("target", "be a tensor", repr(type(target)))
     if whole:
-        _check_shapes(logits, target, weight, prior, class_prior, mask, class_mask)
+        check_shapes(logits, target, given)
     else:
-        _check_shapes(logits, target, None, None, None, mask, None, total=1)
-        for name, x in (("prior", prior), ("class_mask", class_mask)):
-            if x is not None and x.dim() != 1 and x.shape != logits.shape:
+        check_shapes(logits, target, {} if mask is None else {"mask": mask}, total=1)
+        for name, x in given.items():
+            if name in ("prior", "class_mask") and x.dim() != 1 and x.shape != logits.shape:
                 rule = f"have shape [K], for all classes, or {tuple(logits.shape)}, for those here"
                 raise _checks.error(name, rule, tuple(x.shape))
     for name, x in (
@@ -153,7 +148,8 @@ def arguments(
         keep = target != ignore_index if mask is None else mask & (target != ignore_index)
     elif ignore_index >= 0:
         raise _checks.error("ignore_index", "be negative where target is no class ids (use mask)", ignore_index)
-    looked_at = at_hand(*values, target, weight, prior, class_prior, mask, class_mask, allow_device=bool(validate))
+    needed = (x for x in values if x is not None)
+    looked_at = at_hand(*needed, target, *given.values(), allow_device=bool(validate))
     checked = looked_at and validate is not False
     number_at_hand = not isinstance(normalizer, Tensor) or (
         checked and at_hand(normalizer, allow_device=bool(validate))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
+from torch.nn import Parameter
 
 
-def at_hand(*tensors: torch.Tensor | None, allow_device: bool = False) -> bool:
+def at_hand(*tensors: Tensor, allow_device: bool = False) -> bool:
     """True where every tensor's values can be read at once.
 
     They cannot under torch.compile, torch.func transformations (vmap, grad) or fake tensors; and on a device other
@@ -16,9 +18,9 @@ def at_hand(*tensors: torch.Tensor | None, allow_device: bool = False) -> bool:
         return False
     if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:  # pyright: ignore
         return False
-    return all(
-        type(x) in (torch.Tensor, torch.nn.Parameter)
-        and (x.device.type == "cpu" or (allow_device and x.device.type != "meta"))
-        for x in tensors
-        if x is not None
-    )
+    for x in tensors:
+        if type(x) is not Tensor and type(x) is not Parameter:
+            return False
+        if not x.is_cpu and not (allow_device and not x.is_meta):
+            return False
+    return True

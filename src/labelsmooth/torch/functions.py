@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -98,24 +99,18 @@ def cross_entropy(
     _checks.one_prior(prior, class_prior)
     if not isinstance(ignore_index, int):
         raise _checks.error("ignore_index", "be a whole number", repr(ignore_index))
-    weight = as_tensor(weight, "weight", input.device)
-    prior = as_tensor(prior, "prior", input.device)
-    class_prior = as_tensor(class_prior, "class_prior", input.device)
-    mask = as_tensor(mask, "mask", input.device)
-    class_mask = as_tensor(class_mask, "class_mask", input.device)
-    _check_shapes(input, target, weight, prior, class_prior, mask, class_mask)
-    for name, x in (
-        ("target", target), ("weight", weight), ("prior", prior), ("class_prior", class_prior), ("mask", mask),
-        ("class_mask", class_mask),
-    ):  # fmt: skip
-        if x is not None and x.device != input.device:
+    optional = {"weight": weight, "prior": prior, "class_prior": class_prior, "mask": mask, "class_mask": class_mask}
+    given = {name: as_tensor(x, name, input.device) for name, x in optional.items() if x is not None}
+    check_shapes(input, target, given)
+    for name, x in {"target": target, **given}.items():
+        if x.device != input.device:
             raise _checks.error(name, f"be on the device of input, {input.device}", x.device)
     if target.dim() == input.dim() and ignore_index >= 0:
         raise _checks.error("ignore_index", "be negative where target is no class ids (use mask)", ignore_index)
     if inplace and input.requires_grad and input.is_leaf and torch.is_grad_enabled():
         raise _checks.error("inplace", "be False for a leaf that requires grad", inplace)
 
-    looked_at = at_hand(input, target, weight, prior, class_prior, mask, class_mask, allow_device=bool(validate))
+    looked_at = at_hand(input, target, *given.values(), allow_device=bool(validate))
     checked = looked_at and validate is not False
     if checked and epsilon > 0 and target.is_floating_point() and target.shape == input.shape:
         warn_if_smoothed(target, epsilon)
@@ -124,15 +119,16 @@ def cross_entropy(
         _checks.normalizer(normalizer, reduction, at_hand=at_once)
     return _paths.loss(
         Call(
-            input, target, weight, ignore_index, reduction, epsilon, prior, class_prior, mask, class_mask, weight_mode,
-            normalizer, inplace, looked_at, checked,
+            input, target, given.get("weight"), ignore_index, reduction, epsilon, given.get("prior"),
+            given.get("class_prior"), given.get("mask"), given.get("class_mask"), weight_mode, normalizer, inplace,
+            looked_at, checked,
         )
     )  # fmt: skip
 
 
-def as_tensor(x: Any, name: str, device: torch.device | None = None) -> Tensor | None:
+def as_tensor(x: Any, name: str, device: torch.device | None = None) -> Tensor:
     """`x` as a tensor: NumPy's arrays, such as `labelsmooth.priors` gives, and lists are taken too."""
-    if x is None or isinstance(x, Tensor):
+    if isinstance(x, Tensor):
         return x
     try:
         return torch.as_tensor(x, device=device)
@@ -150,11 +146,8 @@ def warn_if_smoothed(target: Tensor, epsilon: float) -> None:
         _checks.smoothed_twice(few.detach().double().cpu().numpy(), epsilon, "target")
 
 
-def _check_shapes(
-    input: Tensor, target: Tensor, weight: Tensor | None, prior: Tensor | None, class_prior: Tensor | None,
-    mask: Tensor | None, class_mask: Tensor | None, total: int | None = None,
-) -> None:  # fmt: skip
-    """`total`: how many classes there are, where `input` has not all of them."""
+def check_shapes(input: Tensor, target: Tensor, given: Mapping[str, Tensor], total: int | None = None) -> None:
+    """`given`: the optional arguments, by name; `total`: how many classes there are, where `input` has not all."""
     if not input.is_floating_point():
         raise _checks.error("input", "have a float dtype", input.dtype)
     if input.dim() == 0:
@@ -170,15 +163,14 @@ def _check_shapes(
     if not (shape == lead and ids) and not (shape == everything and not target.is_complex()):
         rule = f"be class ids of shape {lead} or targets of shape {everything}"
         raise _checks.error("target", rule, f"{target.dtype} of shape {shape}")
-    for name, value, shapes in (
-        ("weight", weight, [(total,)]),
-        ("prior", prior, [(total,), everything]),
-        ("class_prior", class_prior, [(total, total)]),
-        ("mask", mask, [lead]),
-        ("class_mask", class_mask, [(total,), everything]),
-    ):
-        if value is None:
-            continue
+    for name, value in given.items():
+        shapes = {
+            "weight": [(total,)],
+            "prior": [(total,), everything],
+            "class_prior": [(total, total)],
+            "mask": [lead],
+            "class_mask": [(total,), everything],
+        }[name]
         if tuple(value.shape) not in shapes:
             raise _checks.error(name, f"have shape {' or '.join(map(str, shapes))}", tuple(value.shape))
         boolean = name in ("mask", "class_mask")

@@ -67,10 +67,9 @@ class CrossEntropyLoss(torch.nn.Module):
         _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
         _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
         _checks.one_prior(prior, class_prior)
-        self.register_buffer("weight", as_tensor(weight, "weight"))
-        self.register_buffer("prior", as_tensor(prior, "prior"))
-        self.register_buffer("class_prior", as_tensor(class_prior, "class_prior"))
-        self.register_buffer("class_mask", as_tensor(class_mask, "class_mask"))
+        vectors = {"weight": weight, "prior": prior, "class_prior": class_prior, "class_mask": class_mask}
+        for name, x in vectors.items():
+            self.register_buffer(name, None if x is None else as_tensor(x, name))
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = _checks.smoothing(label_smoothing, "label_smoothing")
