@@ -319,6 +319,18 @@ def test_damage_in_the_middle_of_a_checkpoint_is_found(tmp_path):
     assert sorted(path.name for path in last.parent.iterdir()) == before
 
 
+def test_checkpoints_of_another_model_are_named_with_what_differs(tmp_path):
+    with pytest.raises(Interrupted):
+        train("digits", out=tmp_path, reporter=StopAt(1), **QUICK)
+    settings = tmp_path / "digits-001" / "config.yaml"
+    settings.write_text(settings.read_text().replace("model: small", "model: minigooglenet"))
+    with pytest.raises(
+        DataError,
+        match=r"last.safetensors belongs to another model \(network.body\S+weight: \[.*\] there, \[.*\] here\)$",
+    ):
+        resume(tmp_path / "digits-001")
+
+
 def test_a_lost_metrics_file_or_best_checkpoint_loses_nothing_else(tmp_path):
     options = QUICK | {"epochs": 3}
     whole = train("digits", out=tmp_path / "whole", **options)

@@ -115,11 +115,12 @@ def chosen(folder: RunFolder) -> Path:
 
 
 def _put_weights(path: Path, model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
-    weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{path} belongs to another model ({str(error).splitlines()[-1].strip()})") from None
+    weights, here = {name: tensor for name, tensor in tensors.items() if "/" not in name}, model.state_dict()
+    for name in dict.fromkeys([*here, *weights]):
+        theirs, ours = (list(x[name].shape) if name in x else "none" for x in (weights, here))
+        if theirs != ours:
+            raise DataError(f"{path} belongs to another model ({name}: {theirs} there, {ours} here)")
+    model.load_state_dict(weights)
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, Tensor]:

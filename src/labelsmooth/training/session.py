@@ -331,13 +331,14 @@ def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter
         path = folder.checkpoints / f"{name}.safetensors"
         if not path.exists():
             continue
+        if problems:
+            reporter.note(f"{problems[-1]}; looking at the checkpoint before")
         try:
             training.restore(path)
             if problems and folder.writes:  # lest it takes the place of the one that is left
                 os.replace(folder.checkpoints / "last.safetensors", damaged)
             return training
         except DataError as error:
-            reporter.note(f"{error}; looking at the checkpoint before")
             problems.append(str(error))
             training = Training(settings, images, ranks)
     if problems:
