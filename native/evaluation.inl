@@ -33,20 +33,6 @@ struct FourSums {
     }
 };
 
-// No nan is the largest.
-template <class T>
-inline T largest_logit(const T* x, int64_t classes) {
-    constexpr int W = lanes<T>;
-    using V = Lanes<T>;
-    const V lowest = splat<T, W>(lowest_of_all<T>);
-    V most[4] = {lowest, lowest, lowest, lowest};
-    over_classes(
-        x, classes, lowest_of_all<T>, [&](V v, int64_t, int i) { most[i] = v > most[i] ? v : most[i]; }, [] {});
-    most[0] = most[1] > most[0] ? most[1] : most[0];
-    most[2] = most[3] > most[2] ? most[3] : most[2];
-    return largest_of<T, W>(most[2] > most[0] ? most[2] : most[0]);
-}
-
 // The first class whose logit is `value`; there is one.
 template <class T>
 inline int64_t first_of(const T* x, int64_t classes, T value) {

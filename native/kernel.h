@@ -77,6 +77,7 @@ Kernels baseline_kernels();
 #if defined(__x86_64__)
 Kernels avx2_kernels();
 Kernels avx512_kernels();
+Kernels avx512_bf16_kernels();
 #endif
 
 }  // namespace labelsmooth

@@ -76,14 +76,14 @@ struct Row {
     T* scratch;   // [classes], where S is narrower than T
 };
 
-template <class S, class T, bool SHARED>
-inline T row_loss(const Row<S, T>& row, int& faults) {
-    constexpr int W = lanes<T>;
+// No nan is the largest.
+template <class S>
+inline typename Computed<S>::type largest_logit(const S* z, int64_t K) {
+    using T = typename Computed<S>::type;
     using V = Lanes<T>;
-    const int64_t K = row.classes, whole = K / W * W, rest = K - whole;
-    const S* const z = row.logits;
+    constexpr int W = lanes<T>;
+    const int64_t whole = K / W * W, rest = K - whole;
     const T lowest = -static_cast<T>(__builtin_inf());
-
     V most[4] = {splat<T, W>(lowest), splat<T, W>(lowest), splat<T, W>(lowest), splat<T, W>(lowest)};
     int64_t k = 0;
     for (; k + 4 * W <= whole; k += 4 * W)
@@ -103,7 +103,16 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
     most[0] = most[1] > most[0] ? most[1] : most[0];
     most[2] = most[3] > most[2] ? most[3] : most[2];
     most[0] = most[2] > most[0] ? most[2] : most[0];
-    const T top = largest_of<T, W>(most[0]);
+    return largest_of<T, W>(most[0]);
+}
+
+template <class S, class T, bool SHARED>
+inline T row_loss(const Row<S, T>& row, int& faults) {
+    constexpr int W = lanes<T>;
+    using V = Lanes<T>;
+    const int64_t K = row.classes, whole = K / W * W, rest = K - whole;
+    const S* const z = row.logits;
+    const T lowest = -static_cast<T>(__builtin_inf()), top = largest_logit(z, K);
     if (top == lowest) faults |= no_finite_logit;
     const T logit_of_label = row.label >= 0 ? get(z + row.label) : 0;  // now: gradients may overwrite logits
 
@@ -116,7 +125,8 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
         const V c = count == W ? load<T, W>(row.coefficients + at) : load<T, W>(row.coefficients + at, count, 0);
         return c == 0 ? V{} : c * x;  // 0·(-inf) is 0
     };
-    for (k = 0; k < whole;) {
+    int64_t k = 0;
+    while (k < whole) {
         V s[2] = {}, d[2] = {};
         const int64_t end = smaller(whole, k + vectors_in_block * W);
         for (; k + 2 * W <= end; k += 2 * W) {

@@ -29,8 +29,10 @@ std::vector<Kernels> runnable() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512vl")) {
+        if (__builtin_cpu_supports("avx512bf16")) all.push_back(avx512_bf16_kernels());
         all.push_back(avx512_kernels());
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(avx2_kernels());
 #endif
     all.push_back(baseline_kernels());

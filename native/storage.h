@@ -80,6 +80,12 @@ template <>
 inline Values<float, 16> widened<16>(Halves<16> x, BFloat16) {
     return bit_cast<Values<float, 16>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bit_cast<__m256i>(x)), 16));
 }
+#ifdef WITH_BF16
+template <>
+inline Halves<16> narrowed<16>(Values<float, 16> x, BFloat16) {  // denormals become 0
+    return bit_cast<Halves<16>>(_mm512_cvtneps_pbh(bit_cast<__m512>(x)));
+}
+#endif
 template <>
 inline Values<float, 16> widened<16>(Halves<16> x, Float16) {
     return bit_cast<Values<float, 16>>(_mm512_cvtph_ps(bit_cast<__m256i>(x)));
