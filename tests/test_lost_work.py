@@ -58,7 +58,7 @@ class At:
         monkeypatch.setattr(TorchEngine, "_step", step)
 
 
-FAST_TINY = FAST.changed(model="small", epochs=3, batch_size=128, lr=0.05)
+FAST_TINY = FAST.changed(model="small", epochs=3, batch_size=128, lr=0.05, small_share=0.6)
 
 
 @pytest.mark.parametrize("recipe", [TINY, FAST_TINY, DIGITS.changed(epochs=2)], ids=["classic", "fast", "digits"])

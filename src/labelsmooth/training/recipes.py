@@ -177,9 +177,8 @@ DIGITS = Recipe(
     weight_decay=5e-4, dropout=0.0, flip=False, precision="float32",
 )  # fmt: skip
 FAST = Recipe(
-    name="fast", model="fast", epochs=14, batch_size=1000, optimizer="muon", lr=0.24, schedule_every="step",
+    name="fast", model="fast", epochs=12, batch_size=1000, optimizer="muon", lr=0.24, schedule_every="step",
     momentum=0.6, dropout=0.0, shift=1 / 16, shift_by="pixels", alternate=True, cutout=0.25,
-    small_share=0.6,
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in (CLASSIC, FAST, DIGITS)}
 
