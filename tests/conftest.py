@@ -18,6 +18,10 @@ if importlib.util.find_spec("triton"):
 hypothesis.settings.register_profile("unhurried", deadline=None)  # 200 ms are few on a busy machine
 hypothesis.settings.load_profile("unhurried")
 
+# A shell's job in the background ignores Ctrl-C, and so would the processes that are to be interrupted here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Nothing is read from or written to the user's own cache, by the tests or by the processes that they start.
 SHARED_CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 
