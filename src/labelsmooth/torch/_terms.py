@@ -19,7 +19,7 @@ from torch._compile import _disable_dynamo
 from labelsmooth import _checks
 from labelsmooth.torch._eager import check_distribution, expectation
 from labelsmooth.torch._values import at_hand
-from labelsmooth.torch.functions import as_tensor, check_shapes, warn_if_smoothed
+from labelsmooth.torch.functions import check_shapes, given_tensors, warn_if_smoothed
 
 _BLOCK = 1 << 20  # numbers that a CPU works on at once, so that they stay in cache
 _BLOCK_ELSEWHERE = 1 << 25  # and another device, which would wait for the next call
@@ -64,8 +64,9 @@ class Arguments:
 
     def check_vectors(self, logits: Tensor, target: Tensor, count: int) -> None:
         """The shapes of what has all `count` classes."""
-        names = ("weight", "prior", "class_prior", "class_mask")
-        given = {name: x for name in names if (x := getattr(self, name)) is not None}
+        given = given_tensors(
+            weight=self.weight, prior=self.prior, class_prior=self.class_prior, class_mask=self.class_mask
+        )
         of_all = {name: x for name, x in given.items() if x.dim() == 1 or name == "class_prior"}
         check_shapes(logits, target, of_all, count)
 
@@ -108,9 +109,10 @@ def arguments(
     if not isinstance(ignore_index, int):
         raise _checks.error("ignore_index", "be a whole number", repr(ignore_index))
     device = next((x.device for x in values if x is not None), logits.device)
-    optional = {"weight": weight, "prior": prior, "class_prior": class_prior, "mask": mask, "class_mask": class_mask}
-    given = {name: as_tensor(x, name, device) for name, x in optional.items() if x is not None}
-    weight, prior, class_prior, mask, class_mask = map(given.get, optional)
+    given = given_tensors(device, weight=weight, prior=prior, class_prior=class_prior, mask=mask, class_mask=class_mask)
+    weight, prior, class_prior, mask, class_mask = (
+        given.get(name) for name in ("weight", "prior", "class_prior", "mask", "class_mask")
+    )
     if not isinstance(target, Tensor):
         raise _checks.error("target", "be a tensor", repr(type(target)))
     if whole:

@@ -99,8 +99,9 @@ def cross_entropy(
     _checks.one_prior(prior, class_prior)
     if not isinstance(ignore_index, int):
         raise _checks.error("ignore_index", "be a whole number", repr(ignore_index))
-    optional = {"weight": weight, "prior": prior, "class_prior": class_prior, "mask": mask, "class_mask": class_mask}
-    given = {name: as_tensor(x, name, input.device) for name, x in optional.items() if x is not None}
+    given = given_tensors(
+        input.device, weight=weight, prior=prior, class_prior=class_prior, mask=mask, class_mask=class_mask
+    )
     check_shapes(input, target, given)
     for name, x in {"target": target, **given}.items():
         if x.device != input.device:
@@ -136,6 +137,11 @@ def as_tensor(x: Any, name: str, device: torch.device | None = None) -> Tensor:
         raise _checks.error(name, "be a tensor, or an array of numbers", repr(type(x))) from None
 
 
+def given_tensors(device: torch.device | None = None, **optional: Any) -> dict[str, Tensor]:
+    """Those of the arguments that are given, as tensors."""
+    return {name: as_tensor(x, name, device) for name, x in optional.items() if x is not None}
+
+
 def warn_if_smoothed(target: Tensor, epsilon: float) -> None:
     """Look at a few rows of soft targets that a loss is to smooth."""
     few = target[: _checks.FEW_ROWS]
@@ -163,14 +169,17 @@ def check_shapes(input: Tensor, target: Tensor, given: Mapping[str, Tensor], tot
     if not (shape == lead and ids) and not (shape == everything and not target.is_complex()):
         rule = f"be class ids of shape {lead} or targets of shape {everything}"
         raise _checks.error("target", rule, f"{target.dtype} of shape {shape}")
+    if not given:
+        return
+    allowed = {
+        "weight": [(total,)],
+        "prior": [(total,), everything],
+        "class_prior": [(total, total)],
+        "mask": [lead],
+        "class_mask": [(total,), everything],
+    }
     for name, value in given.items():
-        shapes = {
-            "weight": [(total,)],
-            "prior": [(total,), everything],
-            "class_prior": [(total, total)],
-            "mask": [lead],
-            "class_mask": [(total,), everything],
-        }[name]
+        shapes = allowed[name]
         if tuple(value.shape) not in shapes:
             raise _checks.error(name, f"have shape {' or '.join(map(str, shapes))}", tuple(value.shape))
         boolean = name in ("mask", "class_mask")
