@@ -238,11 +238,12 @@ def test_alternate_flips_mirror_every_image_every_second_epoch():
 # Muon.
 
 
-def test_orthogonalised_matrices_have_singular_values_near_1():
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32, torch.float64])
+def test_orthogonalised_matrices_have_singular_values_near_1(precision):
     for shape in ((64, 576), (256, 40), (32, 32)):
         matrix = torch.randn(shape, dtype=torch.float64)
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-        result = orthogonalised(matrix)
+        result = orthogonalised(matrix, precision)
         assert result.dtype == torch.float64
         singular = torch.linalg.svdvals(result)[s > 0.2 * s[0]]
         assert float(singular.min()) > 0.4
@@ -251,11 +252,12 @@ def test_orthogonalised_matrices_have_singular_values_near_1():
         assert float(cosine) > 0.85  # the same directions
 
 
-def test_muon_steps_as_written_down():
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_muon_steps_as_written_down(precision):
     kernel = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
     bias = torch.nn.Parameter(torch.randn(5))
     adam_bias = torch.nn.Parameter(bias.detach().clone())
-    ours = Muon([kernel], [bias], lr=0.1, momentum=0.6, other_lr=0.02)
+    ours = Muon([kernel], [bias], lr=0.1, momentum=0.6, other_lr=0.02, precision=precision)
     for group in ours.param_groups:
         group["lr"] = 0.1 * group["scale"]
     theirs = torch.optim.Adam([adam_bias], lr=0.02, betas=Muon.betas, eps=Muon.eps)
@@ -265,7 +267,8 @@ def test_muon_steps_as_written_down():
         adam_bias.grad = bias.grad.clone()
         velocity = 0.6 * velocity + kernel.grad
         direction = kernel.grad + 0.6 * velocity
-        before = before * (8**0.5 / before.norm()) - 0.1 * orthogonalised(direction.reshape(8, 36)).reshape(8, 4, 3, 3)
+        step = orthogonalised(direction.reshape(8, 36), precision).reshape(8, 4, 3, 3)
+        before = before * (8**0.5 / before.norm()) - 0.1 * step
         ours.step()
         theirs.step()
         torch.testing.assert_close(kernel.detach(), before)

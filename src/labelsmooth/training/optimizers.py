@@ -12,16 +12,18 @@ from labelsmooth.training.models import Classifier
 from labelsmooth.training.recipes import Recipe
 
 
-def make(model: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
+def make(model: Classifier, recipe: Recipe, precision: torch.dtype) -> torch.optim.Optimizer:
     """The recipe's optimiser for the parameters that learn.
 
-    Weight decay is on kernels, not on biases and batch norm.
+    Weight decay is on kernels, not on biases and batch norm. `precision` is what the training computes in.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.optimizer == "muon":
         kernels = [parameter for parameter in learning if parameter.ndim == 4]
         others = [parameter for parameter in learning if parameter.ndim != 4]
-        return Muon(kernels, others, lr=recipe.lr, momentum=recipe.momentum, other_lr=recipe.other_lr)
+        return Muon(
+            kernels, others, lr=recipe.lr, momentum=recipe.momentum, other_lr=recipe.other_lr, precision=precision
+        )
     kernels = [parameter for parameter in learning if parameter.ndim > 1]
     others = [parameter for parameter in learning if parameter.ndim <= 1]
     groups: list[dict[str, Any]] = [
@@ -64,6 +66,7 @@ class Muon(torch.optim.Optimizer):
         lr: of the kernels.
         momentum: of the kernels, in [0, 1).
         other_lr: of the others.
+        precision: in which the singular values are made equal.
 
     References:
         Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks; Kingma and Ba 2015, arXiv
@@ -74,13 +77,15 @@ class Muon(torch.optim.Optimizer):
     eps = 1e-8
 
     def __init__(
-        self, kernels: Sequence[Tensor], others: Sequence[Tensor], *, lr: float, momentum: float, other_lr: float
-    ) -> None:
+        self, kernels: Sequence[Tensor], others: Sequence[Tensor], *, lr: float, momentum: float, other_lr: float,
+        precision: torch.dtype,
+    ) -> None:  # fmt: skip
         groups = [
             {"params": kernels, "muon": True, "scale": 1.0},
             {"params": others, "muon": False, "scale": other_lr / lr},
         ]
         super().__init__(groups, {"lr": lr, "momentum": momentum})
+        self.precision = precision
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -97,7 +102,7 @@ class Muon(torch.optim.Optimizer):
         state["momentum"].mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(state["momentum"], alpha=group["momentum"])
         kernel.mul_(len(kernel) ** 0.5 / kernel.norm())
-        kernel.sub_(orthogonalised(direction.flatten(1)).view_as(kernel), alpha=group["lr"])
+        kernel.sub_(orthogonalised(direction.flatten(1), self.precision).view_as(kernel), alpha=group["lr"])
 
     def _step_other(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
@@ -113,19 +118,20 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(state["mean"], size, value=-group["lr"] / (1 - first**steps))
 
 
-def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:
-    """`matrix` with its singular values brought near 1, by Newton and Schulz's iteration in bfloat16.
+def orthogonalised(matrix: Tensor, precision: torch.dtype = torch.bfloat16, steps: int = 3) -> Tensor:
+    """`matrix` with its singular values brought near 1, by Newton and Schulz's iteration.
 
     The polynomial is steep at 0 and does not converge to 1; singular values end between about 0.5 and 1.5.
 
     Args:
         matrix: ``[M, N]``.
+        precision: in which it is computed. bfloat16 is precise enough, and slow where a processor has to emulate it.
         steps: how often the polynomial is applied.
 
     Returns:
         A matrix of the same shape and dtype.
     """
-    x = matrix.bfloat16()
+    x = matrix.to(precision)
     x = x / (x.norm() + 1e-7)
     if tall := x.shape[0] > x.shape[1]:
         x = x.T

@@ -80,7 +80,7 @@ class TorchEngine:
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         compiled = plan.settings.compile or (plan.settings.compile is None and self.on_gpu and self.alone)
         self.network = self._compiled() if compiled else self.model
-        self.optimizer = optimizers.make(self.model, recipe)
+        self.optimizer = optimizers.make(self.model, recipe, self.precision)
         self.feed = Feed(data.train, self.device)
         self.labels = torch.from_numpy(data.train.labels).to(self.device)
         u = None if recipe.prior == "uniform" else torch.from_numpy(plan.prior)  # None: the loss builds no u
