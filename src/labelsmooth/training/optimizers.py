@@ -118,7 +118,7 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(state["mean"], size, value=-group["lr"] / (1 - first**steps))
 
 
-def orthogonalised(matrix: Tensor, precision: torch.dtype = torch.bfloat16, steps: int = 3) -> Tensor:
+def orthogonalised(matrix: Tensor, precision: torch.dtype, steps: int = 3) -> Tensor:
     """`matrix` with its singular values brought near 1, by Newton and Schulz's iteration.
 
     The polynomial is steep at 0 and does not converge to 1; singular values end between about 0.5 and 1.5.
