@@ -122,6 +122,7 @@ def test_fastnet_sees_standardised_channels_through_a_whitening_layer():
 
 
 def test_fastnet_begins_as_the_identity_and_has_the_documented_size():
+    assert sum(p.numel() for p in FastNet(10, 1, size=8).parameters() if p.requires_grad) == 263_816  # a narrow one
     network = FastNet(10)
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 3_151_512
     x = torch.rand(2, 24, 6, 6)

@@ -401,7 +401,7 @@ def test_runs_from_before_there_was_noise_go_on(tmp_path):
 def test_the_config_of_an_older_recipe_made_in_python_still_runs(tmp_path, capsys):
     first = train("digits", DIGITS.changed(name="mine", momentum=0.8, epochs=0.1), out=tmp_path)
     values = yaml.safe_load((first.folder / "config.yaml").read_text())
-    del values["prior"]
+    del values["prior"], values["checkpoint"]
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(values))
     assert main(["train", "--config", str(tmp_path / "old.yaml"), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "digits-002/config.yaml").read_text() == (first.folder / "config.yaml").read_text()

@@ -436,6 +436,18 @@ def test_without_validation_the_last_checkpoint_is_tested(tmp_path):
     assert {row["val_accuracy"] for row in table(result.folder)} == {""}
 
 
+def test_the_last_checkpoint_is_tested_where_it_is_asked_for(tmp_path):
+    result = train("digits", checkpoint="last", noise="symmetric:0.2", out=tmp_path, **QUICK | {"epochs": 2})
+    assert (result.summary["best"], result.summary["tested_checkpoint"]) == (None, "last")
+    assert not (result.folder / "checkpoints" / "best.safetensors").exists()
+    val = load_predictions(result.folder / "predictions" / "val.npz")
+    assert float(table(result.folder)[-1]["val_accuracy"]) == (val.logits.argmax(1) == val.labels).mean()
+    values = yaml.safe_load((result.folder / "config.yaml").read_text())
+    assert values["checkpoint"] == "last"
+    again = train(values.pop("data"), out=tmp_path, **values)
+    assert again.summary["test"] == result.summary["test"]
+
+
 @pytest.mark.parametrize(
     ("recipe", "examples", "classes", "count"),
     [
@@ -561,6 +573,7 @@ def test_bfloat16_learns_too(tmp_path):
         ({"flip": "no"}, r"flip must be true or false; got 'no'"),
         ({"schedule_every": "batch"}, r"schedule_every must be one of 'epoch', 'step'"),
         ({"precision": "int8"}, r"precision must be one of"),
+        ({"checkpoint": "first"}, r"checkpoint must be one of 'best', 'last'; got 'first'"),
         ({"seed": -1}, r"seed must be a whole number of at least 0; got -1"),
         ({"recipe": "best"}, r"recipe must be one of 'classic', 'fast', 'digits'; got 'best'"),
         ({"device": "tpu"}, r"device must be auto, cpu, cuda or cuda:N; got 'tpu'"),
@@ -634,12 +647,12 @@ def test_the_fast_recipe_on_other_sizes(size, channels, tmp_path):
 
 
 def test_the_fast_recipe_fits_the_data():
-    few, many, grey = FAST.for_data(90, 3), FAST.for_data(45_000, 3), FAST.for_data(1293, 1)
+    few, many, grey = FAST.for_data(90, (64, 64, 3)), FAST.for_data(45_000, (32, 32, 3)), FAST.for_data(1293, (8, 8, 1))
     assert (few.batch_size, few.epochs, few.flip) == (32, 140, True)  # 2 steps an epoch
     assert many == FAST
-    assert (grey.batch_size, grey.epochs, grey.flip) == (64, 14, False)
-    assert CLASSIC.for_data(90, 1) == CLASSIC
-    assert CLASSIC.for_data(42, 1) == replace(CLASSIC, batch_size=42)  # all that there is
+    assert (grey.batch_size, grey.epochs, grey.flip, grey.cutout) == (64, 14, False, 0)  # and tiny
+    assert CLASSIC.for_data(90, (8, 8, 1)) == CLASSIC
+    assert CLASSIC.for_data(42, (8, 8, 1)) == replace(CLASSIC, batch_size=42)  # all that there is
 
 
 def test_freed_memory_is_kept_only_while_training():

@@ -37,6 +37,7 @@ def compare(
     image_column: str | None = None,
     label_column: str | None = None,
     val_split: float | None = None,
+    checkpoint: Literal["best", "last"] | None = None,
     device: str | None = None,
     framework: str | None = None,
     keras_backend: Literal["tensorflow", "jax", "torch"] | None = None,
@@ -70,6 +71,8 @@ def compare(
         label_column: as for train.
         val_split: as for train, but above 0, and 0.1 with every recipe if not given: the factor is chosen on
             validation, and the temperature fitted.
+        checkpoint: as for train. Stopping early keeps a network from learning wrong labels by heart, as smoothing does:
+            with best, one sees what smoothing adds to that; with last, as in most papers, what it does alone.
         device: as for train.
         framework: as for train.
         keras_backend: as for train; the same in every process.
@@ -91,7 +94,7 @@ def compare(
     fixed: dict[str, Any] = {
         "recipe": recipe, "model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "noise": noise,
         "image_size": image_size, "image_column": image_column, "label_column": label_column, "val_split": val_split,
-        "device": device, "framework": framework, "keras_backend": keras_backend,
+        "checkpoint": checkpoint, "device": device, "framework": framework, "keras_backend": keras_backend,
     }  # fmt: skip
     fixed = {name: value for name, value in fixed.items() if value is not None}
     varied = _varied(vary or [])

@@ -33,6 +33,7 @@ def train(
     label_column: str | None = None,
     noise: str | None = None,
     val_split: float | None = None,
+    checkpoint: Literal["best", "last"] | None = None,
     seed: WholeNumber | None = None,
     device: str | None = None,
     precision: Literal["auto", "float64", "float32", "bfloat16"] | None = None,
@@ -74,6 +75,7 @@ def train(
             or ids, one for each example of the data's own training split, or for each of all.
         val_split: the share of training examples kept for validation; if not given, 0.1, and with the recipe fast not
             more than 1,000 images (or 10 of each class). 0: the last epoch is tested.
+        checkpoint: the epoch that is tested and used: best (the default), that is best on validation, or last.
         seed: of split, noise, weights, order, augmentation and dropout; 0 if not given.
         device: auto, cpu, cuda or cuda:N.
         precision: of convolutions; auto takes what the device is fast in.
@@ -98,9 +100,9 @@ def train(
         "data": data, "smoothing": smoothing, "method": method, "prior": prior, "model": model, "recipe": recipe,
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "weight_decay": weight_decay,
         "dropout": dropout, "image_size": image_size, "image_column": image_column, "label_column": label_column,
-        "noise": noise, "val_split": val_split, "seed": seed, "device": device, "precision": precision,
-        "deterministic": deterministic, "compile": compile, "accumulate": accumulate, "devices": devices,
-        "track": track, "framework": framework, "keras_backend": keras_backend, "out": out,
+        "noise": noise, "val_split": val_split, "checkpoint": checkpoint, "seed": seed, "device": device,
+        "precision": precision, "deterministic": deterministic, "compile": compile, "accumulate": accumulate,
+        "devices": devices, "track": track, "framework": framework, "keras_backend": keras_backend, "out": out,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     from labelsmooth import training
@@ -189,8 +191,8 @@ def _from_config(path: Path, known: set[str]) -> dict[str, Any]:
             hint = nearest(name, sorted(known)) or f"; options are {', '.join(sorted(known))}"
             raise DataError(f"{path} has an unknown option {name}{hint}")
     told = fields & set(values)
-    # One made in Python, told in full; older files know no prior and no cutout.
-    if values.get("recipe") not in (None, *RECIPES) and fields - told <= {"prior", "cutout"}:
+    # One made in Python, told in full; older files know no prior, cutout and checkpoint.
+    if values.get("recipe") not in (None, *RECIPES) and fields - told <= {"prior", "cutout", "checkpoint"}:
         values["recipe"] = Recipe(name=str(values["recipe"]), **{name: values.pop(name) for name in sorted(told)})
     return {name: value for name, value in values.items() if value is not None}
 

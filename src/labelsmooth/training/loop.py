@@ -152,7 +152,8 @@ class Training:
         plan: what it is going to do.
         engine: what does it.
         rows: the lines of `metrics.csv` so far.
-        best: {"epoch", "val_accuracy", "val_nll"} of the best epoch so far, or None.
+        best: {"epoch", "val_accuracy", "val_nll"} of the best epoch so far, or None: without validation, or where the
+            recipe takes the last one.
         seconds: that it took so far, validation included.
         saved: what the last checkpoint holds, in words; empty where there is none.
         stop: when asked to, the training saves what it has, and raises Stopped.
@@ -192,9 +193,10 @@ class Training:
                     self._check_logits(logits, epoch, row["lr"])
                     row["val_nll"] = float(nll(logits, val.labels).mean())
                     row["val_accuracy"] = float((logits.argmax(1) == val.labels).mean())
-                    better = self.best is None or (row["val_accuracy"], -row["val_nll"]) > (
-                        self.best["val_accuracy"], -self.best["val_nll"],
-                    )  # fmt: skip
+                    better = self.plan.recipe.checkpoint == "best" and (
+                        self.best is None
+                        or (row["val_accuracy"], -row["val_nll"]) > (self.best["val_accuracy"], -self.best["val_nll"])
+                    )
             except Stopped:  # no step is half done
                 self._save(folder)
                 raise

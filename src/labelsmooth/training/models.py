@@ -153,7 +153,8 @@ class FastNet(Network):
 
     After airbench94 (Jordan 2024, arXiv 2404.00498), with its stages pooled as far as the image size allows, and a
     stride of the whitening layer that brings larger images to about 31x31. 3,151,512 trainable parameters for 32x32x3
-    and 10 classes.
+    and 10 classes. For `tiny` images all stages are as wide as the first: 263,816 for 8x8x1 and 10
+    classes.
 
     Args:
         num_classes: K.
@@ -176,14 +177,15 @@ class FastNet(Network):
         nn.init.zeros_(self.whiten.weight)
         nn.init.zeros_(self.whiten.bias)  # pyright: ignore[reportArgumentType]
         pools = min(3, int(math.log2(((size - kernel) // stride + 1) / 3)))  # to 3x3 or more
+        wide = 64 if tiny((size, size, channels)) else 256
         self.stages = nn.Sequential(
             _Stage(width, 64, depth=2, pool=pools > 0),
-            _Stage(64, 256, depth=3, pool=pools > 1),
-            _Stage(256, 256, depth=3, pool=pools > 2),
+            _Stage(64, wide, depth=3, pool=pools > 1),
+            _Stage(wide, wide, depth=3, pool=pools > 2),
         )
         self.dropout = Dropout(dropout)
-        self.head = nn.Linear(256, num_classes, bias=False)
-        nn.init.normal_(self.head.weight, std=1 / 256)
+        self.head = nn.Linear(wide, num_classes, bias=False)
+        nn.init.normal_(self.head.weight, std=1 / wide)
 
     def fit_to(self, x: Tensor) -> None:
         """Set the whitening layer to the largest principal components of patches, of variance 1, and their negatives.
@@ -232,6 +234,11 @@ class _BiasNorm(nn.BatchNorm2d):
     def __init__(self, width: int) -> None:
         super().__init__(width, momentum=0.4)
         self.weight.requires_grad_(False)
+
+
+def tiny(image_shape: tuple[int, int, int]) -> bool:
+    """Whether images of a height, a width and channels are too small for what suits photographs: below 16 pixels."""
+    return min(image_shape[:2]) < 16
 
 
 MODELS: dict[str, type[Network]] = {"minigooglenet": MiniGoogLeNet, "fast": FastNet, "small": SmallNet}

@@ -7,12 +7,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from labelsmooth import _checks, schedules
-from labelsmooth.training.models import MODELS
+from labelsmooth.training.models import MODELS, tiny
 
 METHODS = ("labels", "loss")
 PRIORS = ("uniform", "class_frequency")
 PRECISIONS = ("auto", "float64", "float32", "bfloat16")
 OPTIMIZERS = ("sgd", "muon")
+CHECKPOINTS = ("best", "last")
 _SCHEDULE_STEPS = ("epoch", "step")
 _SHIFTS = ("part", "pixels")
 _LEAST_STEPS = 280  # of a training by the fast recipe
@@ -51,6 +52,7 @@ class Recipe:
         smoothing: ε, in [0, 1).
         prior: u, towards which labels are smoothed: ``"uniform"``, or ``"class_frequency"``, that of training labels.
         method: ``"labels"`` (the targets are smoothed before training) or ``"loss"`` (the loss smooths).
+        checkpoint: which weights are tested and used: ``"best"``, of the epoch best on validation, or ``"last"``.
         precision: ``"float64"``, ``"float32"``, ``"bfloat16"`` (autocast), or ``"auto"``: what the device is fast in.
 
     Raises:
@@ -81,6 +83,7 @@ class Recipe:
     smoothing: float = 0.1
     prior: str = "uniform"
     method: str = "loss"
+    checkpoint: str = "best"
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -113,6 +116,7 @@ class Recipe:
         _checks.one_of(self.schedule_every, "schedule_every", _SCHEDULE_STEPS)
         _checks.one_of(self.prior, "prior", PRIORS)
         _checks.one_of(self.method, "method", METHODS)
+        _checks.one_of(self.checkpoint, "checkpoint", CHECKPOINTS)
         _checks.one_of(self.precision, "precision", PRECISIONS)
         schedule = self.make_schedule()
         for part in range(101):  # a rate that is not finite is found before the data are read
@@ -133,17 +137,19 @@ class Recipe:
             )
         return examples // self.batch_size if self.drop_last else -(-examples // self.batch_size)
 
-    def for_data(self, examples: int, channels: int) -> Recipe:
-        """This recipe for so many training images.
+    def for_data(self, examples: int, image_shape: tuple[int, int, int]) -> Recipe:
+        """This recipe for so many training images, of a height, a width and channels.
 
-        No batch is larger than all of them. `fast` takes smaller batches and more epochs where there are few, and
-        mirrors no grey images, which tend to be characters.
+        No batch is larger than all of them. `fast` takes smaller batches and more epochs where there are few, blanks
+        nothing out in tiny images, where a stroke or an eye is not much wider than the square, and mirrors no grey
+        ones, which tend to be characters.
         """
         if self.name != "fast":
             return replace(self, batch_size=min(self.batch_size, max(1, examples)))
         batch = min(self.batch_size, max(32, examples // _STEPS))
         epochs = max(self.epochs, math.ceil(_LEAST_STEPS / max(1, examples // batch)))
-        return replace(self, batch_size=batch, epochs=epochs, flip=self.flip and channels > 1)
+        cutout = 0.0 if tiny(image_shape) else self.cutout
+        return replace(self, batch_size=batch, epochs=epochs, flip=self.flip and image_shape[2] > 1, cutout=cutout)
 
     def val_share(self, examples: int, classes: int) -> float:
         """The share of so many training examples that validation gets, where nobody says how much.
@@ -195,4 +201,4 @@ def named(name: str) -> Recipe:
 
 def suited(image_shape: tuple[int, int, int]) -> Recipe:
     """The recipe for those who name none: `digits` for images smaller than 16 pixels, `classic` for others."""
-    return DIGITS if min(image_shape[:2]) < 16 else CLASSIC
+    return DIGITS if tiny(image_shape) else CLASSIC

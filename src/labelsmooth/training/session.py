@@ -171,7 +171,7 @@ def prepare(
         share = first.val_share(len(images.train) + len(images.val), images.num_classes)
     chosen = named or recipes.suited(images.image_shape)
     if isinstance(recipe, str) or recipe is None:
-        chosen = chosen.for_data(len(images.train), images.image_shape[-1])
+        chosen = chosen.for_data(len(images.train), images.image_shape)
     return replace(settings, data=images.source, val_split=share, recipe=chosen.changed(**changes)), images
 
 
