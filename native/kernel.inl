@@ -88,21 +88,12 @@ inline typename Computed<S>::type largest_logit(const S* z, int64_t K) {
     int64_t k = 0;
     for (; k + 4 * W <= whole; k += 4 * W)
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-            const V x = load<S, W>(z + k + i * W);
-            most[i] = x > most[i] ? x : most[i];
-        }
-    for (; k < whole; k += W) {
-        const V x = load<S, W>(z + k);
-        most[0] = x > most[0] ? x : most[0];
-    }
-    if (rest) {
-        const V x = load<S, W>(z + k, rest, lowest);
-        most[0] = x > most[0] ? x : most[0];
-    }
-    most[0] = most[1] > most[0] ? most[1] : most[0];
-    most[2] = most[3] > most[2] ? most[3] : most[2];
-    most[0] = most[2] > most[0] ? most[2] : most[0];
+        for (int i = 0; i < 4; ++i) most[i] = maximum<T, W>(load<S, W>(z + k + i * W), most[i]);
+    for (; k < whole; k += W) most[0] = maximum<T, W>(load<S, W>(z + k), most[0]);
+    if (rest) most[0] = maximum<T, W>(load<S, W>(z + k, rest, lowest), most[0]);
+    most[0] = maximum<T, W>(most[1], most[0]);
+    most[2] = maximum<T, W>(most[3], most[2]);
+    most[0] = maximum<T, W>(most[2], most[0]);
     return largest_of<T, W>(most[0]);
 }
 
@@ -515,14 +506,14 @@ private:
         const auto valid = [&](int64_t k) { return !p.class_mask || p.class_mask[k]; };
 
         T top[block_columns], s[block_columns], d[block_columns];
-        double exponentials[block_columns] = {}, towards[block_columns] = {};
+        double totals[block_columns] = {}, towards[block_columns] = {};
         const T lowest = -static_cast<T>(__builtin_inf());
         for (int64_t j = 0; j < step * W; ++j) top[j] = lowest, s[j] = 0, d[j] = 0;
         for (int64_t k = 0; k < K; ++k) {
             if (!valid(k)) continue;
             for (int64_t v = 0; v < step; ++v) {
                 const V x = take<W>(z + k * p.class_stride + v * W, part(v)), m = load<T, W>(top + v * W);
-                store<T, W>(top + v * W, x > m ? x : m);
+                store<T, W>(top + v * W, maximum<T, W>(x, m));
             }
         }
         T at_labels[block_columns];  // the logits of the labels: now, since gradients may overwrite logits
@@ -535,7 +526,8 @@ private:
             if (valid(k)) {
                 for (int64_t v = 0; v < step; ++v) {
                     const V x = take<W>(z + k * p.class_stride + v * W, part(v)) - load<T, W>(top + v * W);
-                    const V e = exponential<T, W>(x);
+                    V e = x;
+                    exponentials<T, W, 1>(&e);
                     if (gradient) give<W>(kept(k) + v * W, part(v), e);
                     store<T, W>(s + v * W, load<T, W>(s + v * W) + e);
                     if (c != 0) store<T, W>(d + v * W, load<T, W>(d + v * W) + c * x);
@@ -545,7 +537,7 @@ private:
             }
             if (k % vectors_in_block == vectors_in_block - 1 || k == K - 1)
                 for (int64_t j = 0; j < width; ++j) {
-                    exponentials[j] += static_cast<double>(s[j]), s[j] = 0;
+                    totals[j] += static_cast<double>(s[j]), s[j] = 0;
                     towards[j] += static_cast<double>(d[j]), d[j] = 0;
                 }
         }
@@ -566,12 +558,12 @@ private:
             if (top[j] == lowest) fault(no_finite_logit);
             if (!valid(y)) fault(masked_target);
             const double at = (1 - p.smoothing) * (w && !p.weight_outside ? static_cast<double>(w[y]) : 1.0);
-            const double log_sum = static_cast<double>(log_of(static_cast<T>(exponentials[j])));
+            const double log_sum = static_cast<double>(log_of(static_cast<T>(totals[j])));
             double loss = sum_ == 0 ? 0 : sum_ * log_sum - towards[j];
             if (at != 0) loss += at * (log_sum - static_cast<double>(at_labels[j] - top[j]));
             losses_[i] = static_cast<T>(loss * outside);
             const T scale = static_cast<T>(scale_ * outside) * upstream(i);
-            s[j] = static_cast<T>(scale * ((sum_ + at) / exponentials[j]));
+            s[j] = static_cast<T>(scale * ((sum_ + at) / totals[j]));
             d[j] = scale;
             at_labels[j] = static_cast<T>(at);
         }
@@ -618,7 +610,10 @@ inline int cross_entropy(const Problem& problem) {
 template <class T>
 void exp_all(const T* x, T* y, int64_t count) {
     constexpr int W = lanes<T>;
-    int64_t i = 0;
-    for (; i + W <= count; i += W) store<T, W>(y + i, exponential<T, W>(load<T, W>(x + i)));
-    if (i < count) store<T, W>(y + i, count - i, exponential<T, W>(load<T, W>(x + i, count - i, 0)));
+    by_vectors<W>(count, [&](int64_t i, int some) {
+        Lanes<T> z = take<W>(x + i, some);
+        if (largest_of<T, W>(z) <= 0) exponentials<T, W, 1>(&z);  // as in a row
+        else z = exponential<T, W>(z);
+        give<W>(y + i, some, z);
+    });
 }

@@ -36,7 +36,14 @@ template <int W>
 inline Halves<W> upper(Words<W> x) {
     return __builtin_convertvector(x >> 16, Halves<W>);
 }
-#ifdef WITH_AVX512  // which GCC puts together from halves, here and below
+#ifdef WITH_AVX2  // which GCC puts together from halves, here and below
+template <>
+inline Halves<8> upper<8>(Words<8> x) {
+    const __m256i up = _mm256_srli_epi32(bit_cast<__m256i>(x), 16);
+    return bit_cast<Halves<8>>(_mm_packus_epi32(_mm256_castsi256_si128(up), _mm256_extracti128_si256(up, 1)));
+}
+#endif
+#ifdef WITH_AVX512
 template <>
 inline Halves<16> upper<16>(Words<16> x) {
     return bit_cast<Halves<16>>(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bit_cast<__m512i>(x), 16)));
@@ -74,6 +81,21 @@ inline Halves<W> narrowed(Values<float, W> x, Float16) {
     half = rest > 0x7f800000u ? 0x7e00u - Words<W>{} : half;
     return __builtin_convertvector(half | sign, Halves<W>);
 }
+
+#ifdef WITH_AVX2
+template <>
+inline Values<float, 8> widened<8>(Halves<8> x, BFloat16) {
+    return bit_cast<Values<float, 8>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bit_cast<__m128i>(x)), 16));
+}
+template <>
+inline Values<float, 8> widened<8>(Halves<8> x, Float16) {
+    return bit_cast<Values<float, 8>>(_mm256_cvtph_ps(bit_cast<__m128i>(x)));
+}
+template <>
+inline Halves<8> narrowed<8>(Values<float, 8> x, Float16) {
+    return bit_cast<Halves<8>>(_mm256_cvtps_ph(bit_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
 
 #ifdef WITH_AVX512
 template <>

@@ -49,7 +49,7 @@ inline Values<double, W> power_of_two(typename Vector<double, W>::ints n) {
 }
 
 // What exp needs to know of a type: where it is 0 and infinite for good, 1/ln 2, the number whose addition rounds to
-// whole numbers, ln 2 in two parts (the first with trailing zeros), and the polynomial q of exp(r) = 1 + r + r² q(r)
+// whole numbers, where the exponent lies and its bias, ln 2 in two parts (the first with trailing zeros), and the polynomial q of exp(r) = 1 + r + r² q(r)
 // over [-ln 2 / 2, ln 2 / 2], lowest power first: for float that of the least relative error (3e-9), for double Taylor's.
 template <class T>
 struct Exp;
@@ -57,6 +57,8 @@ template <>
 struct Exp<float> {
     static constexpr float lowest = -110.0f, highest = 100.0f;
     static constexpr float per_ln2 = 1.44269504088896341f, rounder = 12582912.0f;
+    static constexpr int mantissa = 23, bias = 127, apart = 64;
+    static constexpr float apart_down = 5.42101086242752217e-20f;  // 2^-apart
     static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
     static constexpr float q[] = {0.49999994f, 0.16666521f, 0.04166839f, 0.0083687454f, 0.0013814543f};
 };
@@ -64,6 +66,8 @@ template <>
 struct Exp<double> {
     static constexpr double lowest = -760.0, highest = 720.0;
     static constexpr double per_ln2 = 1.4426950408889634074, rounder = 6755399441055744.0;
+    static constexpr int mantissa = 52, bias = 1023, apart = 512;
+    static constexpr double apart_down = 7.45834073120020674e-155;
     static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
     static constexpr double q[] = {0.5,           1.0 / 6,        1.0 / 24,        1.0 / 120,
                                    1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
@@ -92,35 +96,51 @@ inline Values<double, 8> times_power_of_two<double, 8>(Values<double, 8> p, Valu
 }
 #endif
 
-// x, or `least` where it is less; nan stays nan.
+// The larger of each two; y where one of them is nan.
 template <class T, int W>
-inline Values<T, W> at_least(T least, Values<T, W> x) {
-    return x < splat<T, W>(least) ? splat<T, W>(least) : x;
+inline Values<T, W> maximum(Values<T, W> x, Values<T, W> y) {
+    return x > y ? x : y;
 }
-
 #ifdef WITH_AVX512
 template <>
-inline Values<float, 16> at_least<float, 16>(float least, Values<float, 16> x) {
-    return bit_cast<Values<float, 16>>(_mm512_max_ps(_mm512_set1_ps(least), bit_cast<__m512>(x)));
+inline Values<float, 16> maximum<float, 16>(Values<float, 16> x, Values<float, 16> y) {
+    return bit_cast<Values<float, 16>>(_mm512_max_ps(bit_cast<__m512>(x), bit_cast<__m512>(y)));
 }
 template <>
-inline Values<double, 8> at_least<double, 8>(double least, Values<double, 8> x) {
-    return bit_cast<Values<double, 8>>(_mm512_max_pd(_mm512_set1_pd(least), bit_cast<__m512d>(x)));
+inline Values<double, 8> maximum<double, 8>(Values<double, 8> x, Values<double, 8> y) {
+    return bit_cast<Values<double, 8>>(_mm512_max_pd(bit_cast<__m512d>(x), bit_cast<__m512d>(y)));
+}
+#endif
+#ifdef WITH_AVX2
+template <>
+inline Values<float, 8> maximum<float, 8>(Values<float, 8> x, Values<float, 8> y) {
+    return bit_cast<Values<float, 8>>(_mm256_max_ps(bit_cast<__m256>(x), bit_cast<__m256>(y)));
+}
+template <>
+inline Values<double, 4> maximum<double, 4>(Values<double, 4> x, Values<double, 4> y) {
+    return bit_cast<Values<double, 4>>(_mm256_max_pd(bit_cast<__m256d>(x), bit_cast<__m256d>(y)));
 }
 #endif
 
 #define EACH _Pragma("GCC unroll 4") for (int i = 0; i < N; ++i)
 
-// Replaces each x by exp(x), at most 2 ulp from the true value, denormal results too; for x up to Exp<T>::highest. nan
-// stays nan. Every step is taken for all vectors before the next: one alone would mostly wait for itself.
-template <class T, int W, int N>
+// Replaces each x by exp(x), at most 2 ulp from the true value, denormal results too; for x up to 0, or where
+// `BEYOND_1` up to Exp<T>::highest. nan stays nan. Every step is taken for all vectors before the next: one alone would
+// mostly wait for itself.
+//
+// Up to 0, the addition that rounds n leaves the bits of 2^(n + apart) at the number's end; the polynomial is made
+// smaller by as much, so that no factor is denormal and the product alone is rounded to one.
+template <class T, int W, int N, bool BEYOND_1 = false>
 inline void exponentials(Values<T, W>* x) {
     using E = Exp<T>;
+    using bits = typename Vector<T, W>::bits;
     constexpr int terms = sizeof(E::q) / sizeof(T);
     constexpr int last_even = (terms - 1) / 2 * 2, last_odd = terms / 2 * 2 - 1;
-    Values<T, W> n[N], square[N], even[N], odd[N];
-    EACH x[i] = at_least<T, W>(E::lowest, x[i]);
-    EACH n[i] = (x[i] * E::per_ln2 + E::rounder) - E::rounder;
+    constexpr T rounder = BEYOND_1 ? E::rounder : E::rounder + E::bias + E::apart;
+    Values<T, W> t[N], n[N], square[N], even[N], odd[N];
+    EACH x[i] = maximum<T, W>(splat<T, W>(E::lowest), x[i]);
+    EACH t[i] = x[i] * E::per_ln2 + rounder;
+    EACH n[i] = t[i] - rounder;
     EACH x[i] = (x[i] - n[i] * E::ln2_high) - n[i] * E::ln2_low;
     EACH square[i] = x[i] * x[i];
     EACH even[i] = splat<T, W>(E::q[last_even]);
@@ -130,7 +150,13 @@ inline void exponentials(Values<T, W>* x) {
 #pragma GCC unroll 8
     for (int k = last_odd - 2; k >= 0; k -= 2) EACH odd[i] = odd[i] * square[i] + E::q[k];
     EACH even[i] = odd[i] * x[i] + even[i];
-    EACH x[i] = times_power_of_two<T, W>((even[i] * square[i] + x[i]) + T(1), n[i]);
+    EACH x[i] = even[i] * square[i] + x[i];
+    if constexpr (BEYOND_1) {
+        EACH x[i] = times_power_of_two<T, W>(x[i] + T(1), n[i]);
+    } else {
+        EACH x[i] = x[i] * E::apart_down + E::apart_down;
+        EACH x[i] *= bit_cast<Values<T, W>>(bit_cast<bits>(t[i]) << E::mantissa);
+    }
 }
 
 #ifdef WITH_AVX512
@@ -143,7 +169,7 @@ inline void exponentials_by_table(Values<float, 16>* x) {
                      1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
                      1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
     V t[N], n[N], p[N], square[N];
-    EACH x[i] = at_least<float, 16>(Exp<float>::lowest, x[i]);
+    EACH x[i] = maximum<float, 16>(splat<float, 16>(Exp<float>::lowest), x[i]);
     EACH t[i] = x[i] * Exp<float>::per_ln2 + rounder;
     EACH n[i] = t[i] - rounder;
     EACH x[i] = x[i] - n[i] * ln2;
@@ -154,6 +180,10 @@ inline void exponentials_by_table(Values<float, 16>* x) {
     EACH p[i] = p[i] * square[i] + x[i];
     EACH p[i] = p[i] * t[i] + t[i];
     EACH x[i] = bit_cast<V>(_mm512_scalef_ps(bit_cast<__m512>(p[i]), bit_cast<__m512>(n[i])));  // rounds n down
+}
+template <>
+inline void exponentials<float, 16, 1, true>(Values<float, 16>* x) {
+    exponentials_by_table<1>(x);
 }
 template <>
 inline void exponentials<float, 16, 1>(Values<float, 16>* x) {
@@ -170,7 +200,7 @@ inline void exponentials<float, 16, 2>(Values<float, 16>* x) {
 template <class T, int W>
 inline Values<T, W> exponential(Values<T, W> x) {
     x = x > splat<T, W>(Exp<T>::highest) ? splat<T, W>(Exp<T>::highest) : x;
-    exponentials<T, W, 1>(&x);
+    exponentials<T, W, 1, true>(&x);
     return x;
 }
 
