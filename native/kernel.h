@@ -15,6 +15,8 @@
 
 namespace labelsmooth {
 
+constexpr int64_t parallel_from = 1 << 15;  // elements; below, waking a thread takes longer than the work
+
 enum class Type : int { float32, float64, bfloat16, float16 };
 
 // What was found wrong; the caller says it in words.

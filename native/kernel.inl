@@ -11,7 +11,6 @@ constexpr int lanes = VECTOR_BYTES / sizeof(T);
 template <class T>
 using Lanes = Values<T, lanes<T>>;
 
-constexpr int64_t parallel_from = 1 << 15;  // elements; below, waking a thread takes longer than the work
 constexpr int64_t block_columns = 512;
 constexpr int64_t most_scratch = 1 << 20;  // elements kept by a thread
 

@@ -332,11 +332,13 @@ NB_MODULE(_native, m) {
     m.def("exp", &exp_of, nb::arg("x"), nb::arg("y"), nb::arg("kernel") = nb::none(), "y = exp(x), as the kernel has it.");
     m.def("empty_like", &empty_like, nb::arg("array"),
           "A contiguous array like this one as a DLPack capsule, not initialised, its memory from the pool.");
+    m.def("rouse", &rouse, "Wake the threads for a job that is about to come.");
     m.def("drop_buffers", &drop, "Free the memory that the pool keeps; how many bytes that was.");
     m.def("kernels", [] {
         std::vector<std::string> names;
         for (const Kernels& some : kernels()) names.emplace_back(some.name);
         return names;
     }, "The kernels that run on this machine, the one in use first.");
+    m.attr("PARALLEL_FROM") = parallel_from;
     m.attr("UNDEFINED") = static_cast<int>(label_out_of_range | masked_target | empty_prior);
 }

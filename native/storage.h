@@ -141,12 +141,24 @@ inline void store(S* to, Values<typename Computed<S>::type, W> x) {
     }
 }
 
+// `count` numbers, fewer than 2 COUNT, in pieces of known size: a call of memcpy takes longer than a vector's work, and
+// so do AMD's masked stores.
+template <class S, int COUNT>
+inline void copy_some(S* to, const S* from, int64_t count) {
+    if (count & COUNT) {
+        memcpy(to, from, COUNT * sizeof(S));
+        to += COUNT;
+        from += COUNT;
+    }
+    if constexpr (COUNT > 1) copy_some<S, COUNT / 2>(to, from, count);
+}
+
 // The first `count` of W, the others `fill`, a number that S can hold.
 template <class S, int W>
 inline Values<typename Computed<S>::type, W> load(const S* from, int64_t count, typename Computed<S>::type fill) {
     S part[W];
     store<S, W>(part, splat<typename Computed<S>::type, W>(fill));
-    memcpy(part, from, static_cast<size_t>(count) * sizeof(S));
+    copy_some<S, W / 2>(part, from, count);
     return load<S, W>(part);
 }
 
@@ -154,7 +166,7 @@ template <class S, int W>
 inline void store(S* to, int64_t count, Values<typename Computed<S>::type, W> x) {
     S part[W];
     store<S, W>(part, x);
-    memcpy(to, part, static_cast<size_t>(count) * sizeof(S));
+    copy_some<S, W / 2>(to, part, count);
 }
 
 #ifdef WITH_AVX512
@@ -198,10 +210,6 @@ inline Values<float, 8> load<float, 8>(const float* from, int64_t count, float f
     const __m256i mask = first_of_eight(count);
     const __m256 some = _mm256_maskload_ps(from, mask);
     return bit_cast<Values<float, 8>>(_mm256_blendv_ps(_mm256_set1_ps(fill), some, _mm256_castsi256_ps(mask)));
-}
-template <>
-inline void store<float, 8>(float* to, int64_t count, Values<float, 8> x) {
-    _mm256_maskstore_ps(to, first_of_eight(count), bit_cast<__m256>(x));
 }
 #endif
 

@@ -89,6 +89,17 @@ public:
         return true;
     }
 
+    // Wakes the threads that there are, for a job that is about to come.
+    void rouse() {
+        if (hired_.load(std::memory_order_relaxed) == 0) return;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            ++roused_;
+            rouser_ = processor();
+        }
+        work_.notify_all();
+    }
+
 private:
     void hire(int threads) {
         while (static_cast<int>(hired_) < threads) {
@@ -106,10 +117,20 @@ private:
     }
 
     [[noreturn]] void serve() {
-        uint64_t seen = 0;  // jobs count from 1
         std::unique_lock<std::mutex> lock(mutex_);
+        uint64_t seen = 0, roused = roused_;  // jobs count from 1
         for (;;) {
-            work_.wait(lock, [&] { return number_ != seen && wanted_ > 0; });
+            const auto is_wanted = [&] { return number_ != seen && wanted_ > 0; };
+            work_.wait(lock, [&] { return is_wanted() || roused_ != roused; });
+            roused = roused_;
+            if (!is_wanted()) {
+                const int rouser = rouser_;
+                lock.unlock();
+                leave(rouser);
+                comes_soon([&] { return number_ != seen; });
+                lock.lock();
+                continue;
+            }
             seen = number_;
             --wanted_;
             ++active_;
@@ -135,7 +156,9 @@ private:
     int wanted_ = 0;
     std::atomic<int> active_{0};
     std::atomic<uint64_t> number_{0};  // of the job
-    int hired_ = 0;
+    std::atomic<int> hired_{0};
+    uint64_t roused_ = 0;  // how often
+    int rouser_ = -1;      // the processor of who did it last
 };
 
 Pool& pool() {
@@ -154,6 +177,10 @@ void parallel(int threads, int64_t count, void (*task)(const void*, int64_t), co
     if (threads > count) threads = static_cast<int>(count);
     if (threads > 1 && !forked.load(std::memory_order_relaxed) && pool().run(threads, {task, context, count, processor()})) return;
     for (int64_t i = 0; i < count; ++i) task(context, i);
+}
+
+void rouse() {
+    if (!forked.load(std::memory_order_relaxed)) pool().rouse();
 }
 
 }  // namespace labelsmooth

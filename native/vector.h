@@ -219,6 +219,22 @@ inline double sum_of(Values<T, W> x) {
     }
 }
 
+#ifdef WITH_AVX2  // which GCC puts together from words, here and below
+template <>
+inline double sum_of<double, 4>(Values<double, 4> x) {
+    const __m256d all = bit_cast<__m256d>(x);
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(all), _mm256_extractf128_pd(all, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+template <>
+inline double sum_of<float, 8>(Values<float, 8> x) {
+    const __m256 all = bit_cast<__m256>(x);
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(all));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1));
+    return sum_of<double, 4>(bit_cast<Values<double, 4>>(_mm256_add_pd(low, high)));
+}
+#endif
+
 template <class T, int W>
 inline T largest_of(Values<T, W> x) {
     if constexpr (W == 1) {
@@ -230,3 +246,12 @@ inline T largest_of(Values<T, W> x) {
         return largest_of<T, W / 2>(high > low ? high : low);
     }
 }
+#ifdef WITH_AVX2
+template <>
+inline float largest_of<float, 8>(Values<float, 8> x) {
+    const __m256 all = bit_cast<__m256>(x);
+    __m128 four = _mm_max_ps(_mm256_extractf128_ps(all, 1), _mm256_castps256_ps128(all));
+    four = _mm_max_ps(_mm_movehl_ps(four, four), four);
+    return _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(four), four));
+}
+#endif

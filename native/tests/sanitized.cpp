@@ -88,6 +88,7 @@ bool run(const Kernels& kernels, Type type, int64_t outer, int64_t classes, int6
     if (option & 4) p.weight_outside = true, p.class_mask = class_mask.get(), p.class_mask_rows = each_masked;
     if (option & 8 && inner == 1) p.labels = nullptr, p.targets = targets.get();
     if (option & 16 && inner == 1) p.prior = targets.get(), p.prior_rows = true;
+    rouse();
     const int faults = kernels.cross_entropy(p);
     double sum = 0;  // of every row's gradient: p and q' both sum to what the row holds
     for (size_t i = 0; p.gradient && i < rows * K && real == type; ++i) {

@@ -52,6 +52,12 @@ def refusal(call: Call) -> str | None:
     return None
 
 
+def rouse(logits: Tensor) -> None:
+    """Wake the kernel's threads, if a loss of these logits is shared out among them: soon there is work."""
+    if kernel is not None and logits.is_cpu and logits.numel() >= kernel.PARALLEL_FROM:
+        kernel.rouse()
+
+
 def loss(call: Call) -> Tensor | None:
     """The loss of a call that is not refused; None where a value is wrong, which the eager path says in words."""
     shared = call.class_prior if call.prior is None or call.prior.dim() > 1 else call.prior

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn._reduction import legacy_get_string
 
 from labelsmooth import _checks
-from labelsmooth.torch import _paths
+from labelsmooth.torch import _native, _paths
 from labelsmooth.torch._call import Call
 from labelsmooth.torch._values import at_hand
 
@@ -93,6 +93,8 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_get_string(size_average, reduce)
+    if at_hand(input):
+        _native.rouse(input)  # they take as long to wake as the checks that follow
     epsilon = _checks.smoothing(label_smoothing, "label_smoothing")
     _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
     _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
