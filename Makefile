@@ -1,8 +1,11 @@
 # `make demo` and `make test` do all set-up on a fresh machine. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
+# How many processes share the tests. PyTorch's threads must not wait awake: they would keep a core from the other one.
+WORKERS ?= 2
 PIP = $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 RUN = $(VENV)/bin/python -m
+TEST = OMP_WAIT_POLICY=PASSIVE $(RUN) pytest --numprocesses $(WORKERS) --dist loadfile
 SOURCES = pyproject.toml constraints.txt setup.py $(wildcard native/*)
 
 .PHONY: demo install test test-all sanitize lint docs bench clean
@@ -13,10 +16,10 @@ demo: $(VENV)/.train
 install: $(VENV)/.test
 
 test: install
-	$(RUN) pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 test-all: install
-	$(RUN) pytest
+	$(TEST)
 
 sanitize:
 	mkdir -p build

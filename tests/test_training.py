@@ -642,7 +642,7 @@ def test_the_fast_recipe_on_other_sizes(size, channels, tmp_path):
     images = rng.integers(0, 100, (120, size, size, channels), np.uint8)
     images[labels == 1, : size // 2] += 80  # brighter above
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
-    result = train(tmp_path / "own.npz", "fast", epochs=25, image_size=size, out=tmp_path)
+    result = train(tmp_path / "own.npz", "fast", epochs=12, image_size=size, out=tmp_path)
     assert result.test.accuracy > 0.9
 
 

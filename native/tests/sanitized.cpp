@@ -12,6 +12,7 @@
 
 #include "../buffers.h"
 #include "../kernel.h"
+#include "../threads.h"
 
 using namespace labelsmooth;
 
