@@ -355,6 +355,15 @@ def test_a_page_of_damaged_files(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_which_weights_were_tested(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert "Tested: the checkpoint of epoch 5, the best on validation." in Page(finish(folder)).text
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"best": None}))
+    assert "Tested: the weights after the last epoch." in Page(finish(folder)).text
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_predictions_that_cannot_be_evaluated(tmp_path):
     folder = write_run(tmp_path / "run")
     test = predictions(np.random.default_rng(0), 40, 4)
