@@ -54,7 +54,7 @@ def refusal(call: Call) -> str | None:
 
 def rouse(logits: Tensor) -> None:
     """Wake the kernel's threads, if a loss of these logits is shared out among them: soon there is work."""
-    if kernel is not None and logits.is_cpu and logits.numel() >= kernel.PARALLEL_FROM:
+    if kernel is not None and logits.numel() >= kernel.PARALLEL_FROM and logits.is_cpu and torch.get_num_threads() > 1:
         kernel.rouse()
 
 

@@ -153,8 +153,7 @@ class FastNet(Network):
 
     After airbench94 (Jordan 2024, arXiv 2404.00498), with its stages pooled as far as the image size allows, and a
     stride of the whitening layer that brings larger images to about 31x31. 3,151,512 trainable parameters for 32x32x3
-    and 10 classes. For `tiny` images all stages are as wide as the first: 263,816 for 8x8x1 and 10
-    classes.
+    and 10 classes. For `tiny` images all stages are as wide as the first: 263,816 for 8x8x1 and 10 classes.
 
     Args:
         num_classes: K.
