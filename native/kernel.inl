@@ -49,8 +49,13 @@ private:
     int64_t size_ = 0;
 };
 
+template <bool VALUE>
+struct Flag {
+    static constexpr bool value = VALUE;
+};
+
 // Sums are taken in T over so many vectors, then in double.
-constexpr int64_t vectors_in_block = 32;
+constexpr int64_t vectors_in_block = 64;
 
 // `parallel` with a lambda.
 template <class Task>
@@ -85,9 +90,13 @@ inline typename Computed<S>::type largest_logit(const S* z, int64_t K) {
     const T lowest = -static_cast<T>(__builtin_inf());
     V most[4] = {splat<T, W>(lowest), splat<T, W>(lowest), splat<T, W>(lowest), splat<T, W>(lowest)};
     int64_t k = 0;
-    for (; k + 4 * W <= whole; k += 4 * W)
+    for (; k + 4 * W <= whole; k += 4 * W) {
+        V x[4];
+        load_two<S, W, false>(z + k, x);
+        load_two<S, W, false>(z + k + 2 * W, x + 2);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) most[i] = maximum<T, W>(load<S, W>(z + k + i * W), most[i]);
+        for (int i = 0; i < 4; ++i) most[i] = maximum<T, W>(x[i], most[i]);
+    }
     for (; k < whole; k += W) most[0] = maximum<T, W>(load<S, W>(z + k), most[0]);
     if (rest) most[0] = maximum<T, W>(load<S, W>(z + k, rest, lowest), most[0]);
     most[0] = maximum<T, W>(most[1], most[0]);
@@ -120,7 +129,10 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
         V s[2] = {}, d[2] = {};
         const int64_t end = smaller(whole, k + vectors_in_block * W);
         for (; k + 2 * W <= end; k += 2 * W) {
-            V x[2] = {load<S, W>(z + k) - top, load<S, W>(z + k + W) - top};
+            V x[2];
+            load_two<S, W, SHARED>(z + k, x);
+            x[0] -= top;
+            x[1] -= top;
             __builtin_prefetch(row.next + k);
             if (2 * W * sizeof(S) > 64) __builtin_prefetch(row.next + k + W);  // a cache line
             d[0] += towards_of(x[0], k, W);
@@ -163,13 +175,28 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
     const T scale = row.scale, factor = static_cast<T>(scale * (all / sum)), even = scale * row.uniform;
     const T* const c = row.coefficients;
     S* const gradient = row.gradient;
+    const int64_t in_twos = K / (2 * W) * (2 * W);  // as they were kept
     T labelled = 0;
-    if (row.label >= 0)
-        labelled = kept[row.label] * factor - scale * ((SHARED ? c[row.label] : row.uniform) + row.at_label);
-    for (k = 0; k < whole; k += W) {
-        const V e = load<T, W>(kept + k);
-        if constexpr (SHARED) store<S, W>(gradient + k, e * factor - scale * load<T, W>(c + k));
-        else store<S, W>(gradient + k, e * factor - even);
+    if (row.label >= 0) {
+        const T e = kept[row.label < in_twos ? place<S, W, SHARED>(row.label) : row.label];
+        labelled = e * factor - scale * ((SHARED ? c[row.label] : row.uniform) + row.at_label);
+    }
+    const auto gradient_of = [&](int64_t at) -> V {
+        const V e = load<T, W>(kept + at);
+        if constexpr (SHARED) return e * factor - scale * load<T, W>(c + at);
+        else return e * factor - even;
+    };
+    const auto store_twos = [&](auto no_nan) {
+        for (k = 0; k < in_twos; k += 2 * W) {
+            const V two[2] = {gradient_of(k), gradient_of(k + W)};
+            store_two<S, W, SHARED, decltype(no_nan)::value>(gradient + k, two);
+        }
+    };
+    if (!SHARED && __builtin_isfinite(factor)) store_twos(Flag<true>{});
+    else store_twos(Flag<false>{});
+    if (k < whole) {
+        store<S, W>(gradient + k, gradient_of(k));
+        k += W;
     }
     if (rest) {
         const V e = load<T, W>(kept + k, rest, 0);

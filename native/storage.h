@@ -50,12 +50,18 @@ inline Halves<16> upper<16>(Words<16> x) {
 }
 #endif
 
-template <int W>
-inline Halves<W> narrowed(Values<float, W> x, BFloat16) {
+// Rounded to what bfloat16 can hold, in the upper half of each word; in the lower half lies anything.
+template <int W, bool NO_NAN = false>
+inline Words<W> rounded(Values<float, W> x) {
     const Words<W> bits = bit_cast<Words<W>>(x);
     const Words<W> even = bits + 0x7fffu + ((bits >> 16) & 1u);
-    const Words<W> rounded = x == x ? even : bits | 0x400000u;  // rounding could carry out of a nan
-    return upper<W>(rounded);
+    if constexpr (NO_NAN) return even;
+    return x == x ? even : bits | 0x400000u;  // rounding could carry out of a nan
+}
+
+template <int W>
+inline Halves<W> narrowed(Values<float, W> x, BFloat16) {
+    return upper<W>(rounded<W>(x));
 }
 
 template <int W>
@@ -139,6 +145,46 @@ inline void store(S* to, Values<typename Computed<S>::type, W> x) {
     } else {
         memcpy(to, &x, sizeof x);
     }
+}
+
+// 2 W numbers as two vectors. Where NEED_ORDER is not set the lanes of both are in whatever order is quick, the same for
+// loads and stores: `place` says where in a pair a number is. Where NO_NAN is set, none of them is.
+template <class S>
+constexpr bool by_turns = false;  // the first has those at even places, the second those at odd ones
+#if !defined(WITH_AVX512) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+template <>
+constexpr bool by_turns<BFloat16> = true;  // the halves of words
+#endif
+
+template <class S, int W, bool NEED_ORDER>
+inline void load_two(const S* from, Values<typename Computed<S>::type, W>* x) {
+    if constexpr (by_turns<S> && !NEED_ORDER) {
+        Words<W> pairs;
+        memcpy(&pairs, from, sizeof pairs);
+        x[0] = bit_cast<Values<float, W>>(pairs << 16);
+        x[1] = bit_cast<Values<float, W>>(pairs & 0xffff0000u);
+    } else {
+        x[0] = load<S, W>(from);
+        x[1] = load<S, W>(from + W);
+    }
+}
+
+template <class S, int W, bool NEED_ORDER, bool NO_NAN>
+inline void store_two(S* to, const Values<typename Computed<S>::type, W>* x) {
+    if constexpr (by_turns<S> && !NEED_ORDER) {
+        const Words<W> even = rounded<W, NO_NAN>(x[0]), odd = rounded<W, NO_NAN>(x[1]);
+        const Words<W> pairs = even >> 16 | (odd & 0xffff0000u);
+        memcpy(to, &pairs, sizeof pairs);
+    } else {
+        store<S, W>(to, x[0]);
+        store<S, W>(to + W, x[1]);
+    }
+}
+
+template <class S, int W, bool NEED_ORDER>
+inline int64_t place(int64_t k) {
+    if constexpr (!by_turns<S> || NEED_ORDER) return k;
+    return (k & ~int64_t{2 * W - 1}) + (k & 1) * W + (k & (2 * W - 1)) / 2;
 }
 
 // `count` numbers, fewer than 2 COUNT, in pieces of known size: a call of memcpy takes longer than a vector's work, and

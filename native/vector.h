@@ -194,6 +194,39 @@ inline void exponentials<float, 16, 2>(Values<float, 16>* x) {
     exponentials_by_table<2>(x);
 }
 #endif
+#ifdef WITH_AVX2
+// With a table, n in eighths: r is so small that exp(x) = 2^n (1 + r + r² (q0 + q1 r)), for x up to 0. The addition that
+// rounds n leaves its bits at the number's end: moved up they are a power of two times 1 + i/8, and the table has what
+// 2^(i/8) is of that. It is made smaller by 2^-apart, as above.
+template <int N>
+inline void exponentials_by_table(Values<float, 8>* x) {
+    using E = Exp<float>;
+    using V = Values<float, 8>;
+    using bits = Vector<float, 8>::bits;
+    static constexpr float rounder = E::rounder / 8 + E::bias + E::apart;
+    const V table = V{1.0f, 0.9693402f, 0.9513657f, 0.94315606f,
+                      0.94280905f, 0.9490528f, 0.96102446f, 0.9781377f} * E::apart_down;
+    V t[N], n[N], p[N], square[N];
+    EACH x[i] = maximum<float, 8>(splat<float, 8>(E::lowest), x[i]);
+    EACH t[i] = x[i] * E::per_ln2 + rounder;
+    EACH n[i] = t[i] - rounder;
+    EACH x[i] = (x[i] - n[i] * E::ln2_high) - n[i] * E::ln2_low;
+    EACH p[i] = x[i] * 0.16666858f + 0.50006455f;
+    EACH square[i] = x[i] * x[i];
+    EACH n[i] = bit_cast<V>(_mm256_permutevar8x32_ps(bit_cast<__m256>(table), bit_cast<__m256i>(t[i])));  // its last 3 bits
+    EACH n[i] *= bit_cast<V>(bit_cast<bits>(t[i]) << (E::mantissa - 3));
+    EACH p[i] = p[i] * square[i] + x[i];
+    EACH x[i] = p[i] * n[i] + n[i];
+}
+template <>
+inline void exponentials<float, 8, 1>(Values<float, 8>* x) {
+    exponentials_by_table<1>(x);
+}
+template <>
+inline void exponentials<float, 8, 2>(Values<float, 8>* x) {
+    exponentials_by_table<2>(x);
+}
+#endif
 #undef EACH
 
 // exp of any x.

@@ -90,6 +90,24 @@ def test_every_kernel_is_right(name, dtype):
             ).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_labels_at_every_place_of_a_row_and_rows_that_are_not_numbers(name, dtype):
+    count = 83  # pairs of vectors, one vector, and a part of one
+    logits, labels = (torch.randn(count, count) * 2).to(dtype), torch.arange(count)
+    _, gradient = row_by_row(name, logits, labels, dtype)
+    _, slope = losses.cross_entropy_and_grad(
+        logits.double().numpy(), labels.numpy(), label_smoothing=0.1, reduction="none"
+    )
+    np.testing.assert_allclose(gradient.double().numpy(), slope, rtol=torch.finfo(dtype).eps * 4, atol=2e-6)
+
+    for wrong in (torch.nan, torch.inf):
+        logits[labels, labels] = wrong
+        loss, gradient = row_by_row(name, logits, labels.flip(0), dtype)
+        assert loss.isnan().all()
+        assert gradient.isnan().all()
+
+
 def numbers(logits, labels, **options):
     x = logits.detach().clone().requires_grad_()
     loss = cross_entropy(x, labels, label_smoothing=0.1, **options)
