@@ -25,7 +25,7 @@ sanitize:
 	mkdir -p build
 	for sanitizer in address,undefined thread; do \
 		$(CXX) -std=c++17 -O1 -g -Wno-psabi -pthread -fsanitize=$$sanitizer -fno-sanitize-recover=all -Inative \
-			native/kernel_*.cpp native/threads.cpp native/buffers.cpp native/tests/sanitized.cpp -o build/sanitized \
+			native/kernel*.cpp native/threads.cpp native/buffers.cpp native/tests/sanitized.cpp -o build/sanitized \
 			&& build/sanitized || exit 1; \
 	done
 

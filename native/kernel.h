@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "evaluation.h"
 
@@ -81,5 +82,8 @@ Kernels avx2_kernels();
 Kernels avx512_kernels();
 Kernels avx512_bf16_kernels();
 #endif
+
+// Those that this machine can run, the quickest first.
+std::vector<Kernels> runnable();
 
 }  // namespace labelsmooth

@@ -165,14 +165,7 @@ bool all_of(const Kernels& kernels, unsigned seed) {
 }  // namespace
 
 int main() {
-    std::vector<Kernels> all{baseline_kernels()};
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(avx2_kernels());
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
-        all.push_back(avx512_kernels());
-    if (__builtin_cpu_supports("avx512bf16")) all.push_back(avx512_bf16_kernels());
-#endif
+    const std::vector<Kernels> all = runnable();
     std::vector<char> fine(all.size());
     std::vector<std::thread> callers;
     for (size_t i = 0; i < all.size(); ++i)

@@ -161,12 +161,16 @@ class _LaidOut(NamedTuple):
     back: Callable[[Tensor], Tensor]
 
 
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows
+
+
 def _lay_out(x: Tensor, call: Call) -> _LaidOut:
-    shape, count = x.shape, x.shape[call.dim]
+    if x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1):
+        return _LaidOut(x, _as_it_is)
     if x.dim() == 1:
         return _LaidOut(x.contiguous().unsqueeze(0), lambda rows: rows[0])
-    if x.dim() == 2 and (x.stride(1) == 1 or count == 1):
-        return _LaidOut(x, lambda rows: rows)
+    shape, count = x.shape, x.shape[call.dim]
     each_its_own = not call.labelled or call.class_prior is not None
     each_its_own = each_its_own or any(u is not None and u.dim() > 1 for u in (call.prior, call.class_mask))
     if each_its_own or x.movedim(1, -1).is_contiguous():
@@ -181,7 +185,7 @@ def _lay_out(x: Tensor, call: Call) -> _LaidOut:
 def _empty(like: Tensor) -> Tensor:
     """Contiguous, not initialised; large ones from the pool, to which they go back when nothing refers to them."""
     if like.nbytes < _POOLED:
-        return torch.empty(like.shape, dtype=like.dtype)
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
     assert kernel is not None
     return torch._C._from_dlpack(kernel.empty_like(_capsule(like)))  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -193,44 +197,20 @@ def _run(call: Call, rows: Tensor, gradient: Tensor | None, upstream: Tensor | N
         _WrongValue: as far as values are checked; what the kernel cannot compute with, always.
     """
     assert kernel is not None
-    dim, count, dtype = call.dim, call.input.shape[call.dim], call.dtype
-
-    def a_row_each(x: Tensor) -> Tensor:
-        return x.movedim(dim, -1).reshape(-1, count) if x.dim() > 1 else x
-
-    def real(x: Tensor) -> Any:
-        return _capsule(x.detach().to(dtype).contiguous())
-
-    options: dict[str, Any] = {}
-    if call.weight is not None:
-        options.update(weight=real(call.weight), weight_outside=call.weight_mode == "example")
-    if call.prior is not None:
-        options.update(prior=real(a_row_each(call.prior)), prior_tolerance=_checks.tolerance(call.prior.dtype))
-    if call.class_prior is not None and call.labelled:
-        options.update(class_prior=real(call.class_prior))
-    elif call.class_prior is not None:
-        with torch.autocast("cpu", enabled=False):  # it would multiply in half precision
-            u = a_row_each(call.target).detach().to(dtype).view(-1, count) @ call.class_prior.detach().to(dtype)
-        options.update(prior=real(u), prior_tolerance=float("inf"))
-    if call.mask is not None:
-        options.update(mask=_capsule(call.mask.contiguous().view(torch.uint8)))
-    if call.class_mask is not None:
-        options.update(class_mask=_capsule(a_row_each(call.class_mask).contiguous().view(torch.uint8)))
-    if call.normalizer is not None:
-        options.update(normalizer=float(call.normalizer))
+    options = _options(call)
     if upstream is not None and upstream.dim() == 0:
         options.update(upstream_scalar=float(upstream))
     elif upstream is not None:
-        options.update(upstream=real(upstream.reshape(-1)))
+        options.update(upstream=_real(upstream.reshape(-1), call))
     if call.labelled:
         labels = call.target if call.target.dtype in (torch.int64, torch.int32) else call.target.long()
         target = _capsule(labels.contiguous())
         shape = labels.shape
     else:
-        target = real(a_row_each(call.target) if call.input.dim() > 1 else call.target.unsqueeze(0))
+        target = _real(_a_row_each(call.target, call) if call.input.dim() > 1 else call.target.unsqueeze(0), call)
         options.update(target_tolerance=_checks.tolerance(call.target.dtype))
-        shape = call.input.shape[:dim] + call.input.shape[dim + 1 :]
-    loss = torch.empty(shape if call.reduction == "none" else (), dtype=dtype)
+        shape = call.input.shape[: call.dim] + call.input.shape[call.dim + 1 :]
+    loss = torch.empty(shape if call.reduction == "none" else (), dtype=call.dtype)
     faults = kernel.cross_entropy(
         _capsule(rows), target, _capsule(loss), None if gradient is None else _capsule(gradient), call.epsilon,
         call.ignore_index, call.reduction == "mean", threads=torch.get_num_threads(), **options,
@@ -238,3 +218,35 @@ def _run(call: Call, rows: Tensor, gradient: Tensor | None, upstream: Tensor | N
     if faults and (call.checked or faults & kernel.UNDEFINED):
         raise _WrongValue
     return loss
+
+
+def _a_row_each(x: Tensor, call: Call) -> Tensor:
+    return x.movedim(call.dim, -1).reshape(-1, call.input.shape[call.dim]) if x.dim() > 1 else x
+
+
+def _real(x: Tensor, call: Call) -> Any:
+    return _capsule(x.detach().to(call.dtype).contiguous())
+
+
+def _options(call: Call) -> dict[str, Any]:
+    """What the kernel is told of the arguments beside logits and target that are given."""
+    options: dict[str, Any] = {}
+    if call.weight is not None:
+        options.update(weight=_real(call.weight, call), weight_outside=call.weight_mode == "example")
+    if call.prior is not None:
+        tolerance = _checks.tolerance(call.prior.dtype)
+        options.update(prior=_real(_a_row_each(call.prior, call), call), prior_tolerance=tolerance)
+    if call.class_prior is not None and call.labelled:
+        options.update(class_prior=_real(call.class_prior, call))
+    elif call.class_prior is not None:
+        with torch.autocast("cpu", enabled=False):  # it would multiply in half precision
+            q = _a_row_each(call.target, call).detach().to(call.dtype).view(-1, call.input.shape[call.dim])
+            u = q @ call.class_prior.detach().to(call.dtype)
+        options.update(prior=_real(u, call), prior_tolerance=float("inf"))
+    if call.mask is not None:
+        options.update(mask=_capsule(call.mask.contiguous().view(torch.uint8)))
+    if call.class_mask is not None:
+        options.update(class_mask=_capsule(_a_row_each(call.class_mask, call).contiguous().view(torch.uint8)))
+    if call.normalizer is not None:
+        options.update(normalizer=float(call.normalizer))
+    return options

@@ -12,7 +12,7 @@ from torch.nn._reduction import legacy_get_string
 from labelsmooth import _checks
 from labelsmooth.torch import _native, _paths
 from labelsmooth.torch._call import Call
-from labelsmooth.torch._values import at_hand
+from labelsmooth.torch._values import as_written, at_hand, readable
 
 
 def cross_entropy(
@@ -93,7 +93,8 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_get_string(size_average, reduce)
-    if at_hand(input):
+    plain = as_written()
+    if plain and readable(input):
         _native.rouse(input)  # they take as long to wake as the checks that follow
     epsilon = _checks.smoothing(label_smoothing, "label_smoothing")
     _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
@@ -101,11 +102,14 @@ def cross_entropy(
     _checks.one_prior(prior, class_prior)
     if not isinstance(ignore_index, int):
         raise _checks.error("ignore_index", "be a whole number", repr(ignore_index))
-    given = given_tensors(
-        input.device, weight=weight, prior=prior, class_prior=class_prior, mask=mask, class_mask=class_mask
-    )
+    given: dict[str, Tensor] = {}
+    if not (weight is prior is class_prior is mask is class_mask is None):
+        given = given_tensors(
+            input.device, weight=weight, prior=prior, class_prior=class_prior, mask=mask, class_mask=class_mask
+        )
     check_shapes(input, target, given)
-    for name, x in {"target": target, **given}.items():
+    tensors = {"target": target, **given}
+    for name, x in tensors.items():
         if x.device != input.device:
             raise _checks.error(name, f"be on the device of input, {input.device}", x.device)
     if target.dim() == input.dim() and ignore_index >= 0:
@@ -113,7 +117,8 @@ def cross_entropy(
     if inplace and input.requires_grad and input.is_leaf and torch.is_grad_enabled():
         raise _checks.error("inplace", "be False for a leaf that requires grad", inplace)
 
-    looked_at = at_hand(input, target, *given.values(), allow_device=bool(validate))
+    tensors["input"] = input
+    looked_at = plain and all(readable(x, bool(validate)) for x in tensors.values())
     checked = looked_at and validate is not False
     if checked and epsilon > 0 and target.is_floating_point() and target.shape == input.shape:
         warn_if_smoothed(target, epsilon)
