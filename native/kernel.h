@@ -16,7 +16,7 @@
 
 namespace labelsmooth {
 
-constexpr int64_t parallel_from = 1 << 15;  // elements; below, waking a thread takes longer than the work
+constexpr int64_t parallel_from = 1 << 18;  // elements; below, waking a thread takes longer than the work
 
 enum class Type : int { float32, float64, bfloat16, float16 };
 

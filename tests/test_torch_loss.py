@@ -454,6 +454,8 @@ Z, Y = torch.zeros(2, 3), torch.tensor([0, 2])
         (Z, Y, {"normalizer": torch.ones(1)}, r"normalizer must be a number .* got shape \(1,\)"),
         (Z, Y, {"normalizer": np.float32(-1)}, r"normalizer must be a number .* got -1"),
         (Z, Y, {"ignore_index": None}, r"ignore_index must be a whole number; got None"),
+        (Z.tolist(), Y, {}, r"input must be a tensor; got <class 'list'>"),
+        (Z, Y.tolist(), {}, r"target must be a tensor; got <class 'list'>"),
         (Z, Y, {"weight": object()}, r"weight must be a tensor, or an array of numbers"),
         (Z, Y, {"prior": torch.full((3,), 0.2, dtype=torch.bfloat16)}, r"prior must be non-negative and sum to 1"),
         (torch.tensor([[-INF] * 3, [0.0, 1, 2]]), Y, {"weight": torch.tensor([0.0, 1, 1])}, r"input must have a finite value"),

@@ -24,15 +24,15 @@ class Call(NamedTuple):
     ignore_index: int
     reduction: str
     epsilon: float
-    prior: Tensor | None
-    class_prior: Tensor | None
-    mask: Tensor | None
-    class_mask: Tensor | None
-    weight_mode: str
-    normalizer: Tensor | float | None
-    inplace: bool
-    looked_at: bool
-    checked: bool
+    prior: Tensor | None = None
+    class_prior: Tensor | None = None
+    mask: Tensor | None = None
+    class_mask: Tensor | None = None
+    weight_mode: str = "class"
+    normalizer: Tensor | float | None = None
+    inplace: bool = False
+    looked_at: bool = True
+    checked: bool = True
 
     @property
     def dim(self) -> int:

@@ -58,6 +58,30 @@ def rouse(logits: Tensor) -> None:
         kernel.rouse()
 
 
+def takes_at_once(logits: Tensor, labels: Tensor, ignore_index: int, reduction: str, epsilon: float) -> bool:
+    """Whether these are logits ``[N, K]`` and labels that the kernel can have as they are: there is nothing to be said.
+
+    It is most calls, and their checks would take longer than a small loss. The logits' values are known to be at hand.
+    """
+    return (
+        type(labels) is Tensor
+        and labels.dtype == torch.int64
+        and logits.dtype in _DTYPES
+        and logits.dim() == 2
+        and labels.shape == logits.shape[:1]
+        and logits.shape[1] > 0
+        and logits.is_cpu
+        and labels.is_cpu
+        and type(epsilon) is float
+        and 0 <= epsilon < 1
+        and reduction in _checks.REDUCTIONS
+        and type(ignore_index) is int
+        and kernel is not None
+        and forward_ad._current_level < 0
+        and VARIABLE not in os.environ
+    )
+
+
 def loss(call: Call) -> Tensor | None:
     """The loss of a call that is not refused; None where a value is wrong, which the eager path says in words."""
     shared = call.class_prior if call.prior is None or call.prior.dim() > 1 else call.prior
@@ -65,7 +89,8 @@ def loss(call: Call) -> Tensor | None:
         return None
     try:
         if torch.is_grad_enabled() and call.input.requires_grad:
-            return _Loss.apply(call.input, call)  # pyright: ignore[reportReturnType]
+            apply = super(torch.autograd.Function, _Loss).apply  # pyright: ignore[reportAttributeAccessIssue]
+            return apply(call.input, call)  # without what Function.apply does for torch.func
         return _run(call, _lay_out(call.input.detach(), call).rows, None)
     except _WrongValue:
         return None

@@ -96,6 +96,15 @@ def cross_entropy(
     plain = as_written()
     if plain and readable(input):
         _native.rouse(input)  # they take as long to wake as the checks that follow
+        alone = weight is prior is class_prior is mask is class_mask is normalizer is validate is None and not inplace
+        alone = alone and weight_mode in _checks.WEIGHT_MODES
+        if alone and _native.takes_at_once(input, target, ignore_index, reduction, label_smoothing):
+            loss = _native.loss(Call(input, target, None, ignore_index, reduction, label_smoothing))
+            if loss is not None:
+                return loss
+    for name, x in (("input", input), ("target", target)):
+        if not isinstance(x, Tensor):
+            raise _checks.error(name, "be a tensor", repr(type(x)))
     epsilon = _checks.smoothing(label_smoothing, "label_smoothing")
     _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
     _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
