@@ -250,6 +250,23 @@ def test_more_seeds_may_be_asked_for(tmp_path):
     assert more.analysis.seeds == (0, 1, 2, 3)
 
 
+def test_seeds_that_were_added_after_an_answer_are_named(tmp_path):
+    first = compare(helpful, [0, 0.1], seeds=2, out=tmp_path)
+    again = compare(helpful, [0, 0.1], seeds=2, resume=first.folder)
+    assert not any("Judged before" in note for note in (*first.analysis.notes, *again.analysis.notes))
+    one_more = compare(helpful, [0, 0.1], seeds=3, resume=first.folder)
+    (note,) = (note for note in one_more.analysis.notes if note.startswith("Judged before with 2 seeds."))
+    assert "alone" not in note  # one seed cannot answer
+    last = compare(helpful, [0, 0.1], seeds=5, resume=first.folder)
+    (note,) = (note for note in last.analysis.notes if note.startswith("Judged before with 2 and 3 seeds."))
+    pairs = {}
+    for row in csv.DictReader((last.folder / "results.csv").read_text().splitlines()):
+        pairs.setdefault(row["seed"], {})[row["arm"]] = float(row["accuracy"])
+    mean = np.mean([100 * (pairs[seed]["smoothing-0.1"] - pairs[seed]["smoothing-0"]) for seed in "234"])
+    assert f"The 3 seeds added since the first, alone: {mean:+.2f} points (9" in note
+    assert json.loads((last.folder / "manifest.json").read_text())["judged"] == [2, 3, 5]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -86,6 +86,15 @@ def test_a_difference_at_the_edge_of_the_margin_is_seldom_called_equivalent(shar
     assert simulate(mixed, seeds, 360, *shares, margin=margin, effect=margin)["equivalent"] <= 0.05 + SLACK
 
 
+def test_looking_again_after_seeds_were_added_is_wrong_as_often_as_the_note_says():
+    wrong = np.zeros(3)
+    for number in range(SIMULATIONS):
+        values = mixed(np.random.default_rng(number), 12, 50, 0.01, 0.0, 0.0)
+        verdicts = [statistics.judge([statistics.mean_difference(values[:n])], 1e-5, "higher")[0] for n in (3, 6, 12)]
+        wrong += np.cumsum([each.verdict in ("helps", "hurts") for each in verdicts]) > 0
+    np.testing.assert_allclose(wrong / SIMULATIONS, [0.05, 0.09, 0.12], atol=SLACK)
+
+
 @pytest.mark.parametrize("effect", [0.0, 0.004, 0.012])
 def test_power_is_as_predicted(effect):
     """Planned from the true variances, with twice the seeds of a pilot, against what happens."""

@@ -180,7 +180,7 @@ def compare(
         old = ComparisonFolder.open(resume).read_manifest()
         if words := differing(old, manifest):
             raise DataError(f"{resume} was begun otherwise: {'; '.join(words)}; go on with the same, or begin another")
-        manifest["trials"] = old["trials"]
+        manifest["trials"], manifest["judged"] = old["trials"], old.get("judged", [])
     costs = None if old is not None and old["trials"] else _costs(trials, arms)
     folder = ComparisonFolder.create(Path(out), name) if resume is None else ComparisonFolder.open(resume)
     run = _Run(trials, arms, added, count, checked, name, folder, manifest, watcher or Watcher(), began)
@@ -347,9 +347,13 @@ class _Run:
         analysis = None
         if complete and len(judged) > 1 and judged[0] == self.arms[0]:
             kept = {trial: each for trial, each in scores.items() if trial[0] in judged}
-            analysis = analyse(kept, judged, self.margins, self.name, self.seeds, added=self.added)
+            looks = self.manifest["judged"]
+            analysis = analyse(kept, judged, self.margins, self.name, self.seeds, added=self.added, looks=looks)
             without = [f"{arm.label} is left out: all its trials failed." for arm in hopeless]
             analysis = replace(analysis, notes=(*without, *analysis.notes))
+            if len(analysis.seeds) == self.seeds > max([1, *looks]):
+                looks.append(self.seeds)
+                self.folder.write_json("manifest.json", self.manifest)
         del scores  # the report reads what it shows, one trial at a time
         result = Comparison(
             self.folder.path, analysis, tuple(self.failed), len(self.took) < len(self.every),

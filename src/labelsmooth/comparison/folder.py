@@ -139,6 +139,7 @@ def new_manifest(
         "arms": [arm.as_dict() for arm in arms],
         "margins": dict(margins),
         "seeds": seeds,
+        "judged": [],  # with how many seeds, each time that all that were asked for were there
         "trials": {},
     }
 
