@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,15 @@ def test_predict(finished, run, tmp_path):
     ]
 
 
+def test_predict_needs_the_checkpoint_that_was_tested(finished, run, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoints" / "best.safetensors").unlink()
+    code, out, err = run("predict", "copy", "any.png")
+    assert (code, out) == (3, "")
+    assert re.fullmatch(r"labelsmooth: \S+best.safetensors is missing, which the figures of copy are of; .*\n", err)
+
+
 def test_predict_folders_and_a_list_on_stdin(finished, run, tmp_path, monkeypatch):
     from PIL import Image
 
@@ -164,6 +174,13 @@ def test_predict_folders_and_a_list_on_stdin(finished, run, tmp_path, monkeypatc
     assert [json.loads(line)["error"] for line in out.splitlines()] == [
         "empty holds no image that can be opened", "./gone.png: there is no such file"
     ]  # fmt: skip
+    odd = [os.fsencode(tmp_path / "odd") + name for name in (b"/a\nb.png", b"/bad\xff.png")]
+    (tmp_path / "odd").mkdir()
+    for name in odd:
+        shutil.copy(tmp_path / "mine" / "b.png", name)
+    code, out, err = run("predict", folder, tmp_path / "odd", "--json")
+    assert (code, err) == (0, "")
+    assert [os.fsencode(json.loads(line)["file"]) for line in out.splitlines()] == odd
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
     assert run("predict", folder, "-") == (0, "", "labelsmooth: the list on stdin names no file\n")
 

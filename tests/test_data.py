@@ -131,6 +131,14 @@ def test_kinds_of_images(tmp_path):
     assert images.decode(png(colour), "an image", channels=1).shape == (8, 8, 1)
 
 
+def test_a_label_that_is_an_image_is_named_in_short(tmp_path):
+    blobs = [png(x) for x in pictures(4, size=60)]
+    write(tmp_path / "all.parquet", blobs, blobs)
+    with pytest.raises(DataError, match=r"has the label b'\\x89PNG.*\.\.\., which is no class id and no name") as error:
+        load(tmp_path / "all.parquet")
+    assert len(str(error.value)) < 400
+
+
 def test_paths_and_plain_bytes_as_columns(tmp_path):
     for i, x in enumerate(pictures(20)):
         Image.fromarray(x).save(tmp_path / f"{i}.png")
@@ -325,7 +333,8 @@ def test_classes_that_cannot_be_learned(folder):
     [
         ({"val_split": 1.0}, r"val_split must be a number in \[0, 1\); got 1.0"),
         ({"val_split": "x"}, r"val_split must be a number in \[0, 1\); got 'x'"),
-        ({"image_size": 3}, r"image_size must be a whole number of at least 4; got 3"),
+        ({"image_size": 3}, r"image_size must be a whole number from 4 to 4096; got 3"),
+        ({"image_size": 100_000}, r"image_size must be a whole number from 4 to 4096; got 100000"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -256,6 +256,25 @@ class TestInplace:
         with pytest.raises(RuntimeError, match="inplace=True overwrites the logits"):
             loss.backward()
 
+    @pytest.mark.parametrize("overlap", ["expanded", "transposed", "windows", "images"])
+    def test_logits_that_share_memory_keep_it(self, overlap):
+        base = torch.randn(40).requires_grad_()
+
+        def logits(x):
+            y = x * 1
+            if overlap == "images":
+                return y.view(1, 5, 8).expand(6, 5, 8)
+            if overlap == "windows":
+                return y.as_strided((6, 5), (1, 1))
+            return y[:5].expand(6, 5) if overlap == "expanded" else y[:6].expand(5, 6).t()
+
+        labels = torch.randint(0, 5, (6, 8) if overlap == "images" else (6,))
+        expected = F.cross_entropy(logits(base), labels, label_smoothing=0.1)
+        loss = cross_entropy(logits(base), labels, label_smoothing=0.1, inplace=True)
+        torch.testing.assert_close(loss, expected)
+        slopes = (torch.autograd.grad(each, base)[0] for each in (loss, expected))
+        torch.testing.assert_close(*slopes)
+
     @pytest.mark.parametrize("shape", [(6, 40), (2, 40, 30)])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
     def test_the_loss_is_that_of_the_logits_as_they_were(self, shape, dtype):

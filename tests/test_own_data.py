@@ -170,6 +170,7 @@ def test_folders_that_hold_no_data(tmp_path):
         (classes("train/") | {"test/cat/notes.txt": b"x"}, r"test holds no images in sub-folders.* its sub-folders: cat"),
         (classes("train/") | classes("val/") | classes("valid/"), r"has val and valid for the val split; keep one"),
         (classes(names=("cat",)), r"one class only \('?cat"),
+        (classes(names=("cat",)) | {"cat/a.txt": b"x"}, r"one class only \(cat\).* \(left out: 1 file that is no image"),
         ({**classes(), "cow/a.png": pictures(1)}, r"class 'cow' has one example, too few to split off test"),
         (classes("train/") | classes("test/", names=("cat", "cow")), r"1 of the 3 classes .* has no training example: 'cow'"),
         (classes(names=("Cat", "cat")), r"the classes 'Cat' and 'cat' differ by letter case only; rename one"),

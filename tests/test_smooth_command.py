@@ -288,6 +288,7 @@ def bad_zip(path):
 MISTAKES = [
     # what the file holds, the file, options, exit code, message
     (None, "gone.npy", [], 3, "there is no file gone.npy"),
+    (None, ".", [], 3, "labels are in .npy, .npz, .csv, .parquet"),
     (None, "y.txt", [], 3, "y.txt is of no kind that is read here; labels are in .npy, .npz, .csv, .parquet"),
     (LABELS, "y.npy", [], 2, "num_classes must be given (--classes K) where there are class ids, as in y.npy; got None"),
     (LABELS, "y.npy", ["--classes", "0"], 2, "num_classes must be a whole number of at least 1; got 0"),

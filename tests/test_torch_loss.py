@@ -166,6 +166,9 @@ def test_state_dict_has_pytorchs_name_for_the_weight():
     module = CrossEntropyLoss(weight, prior=torch.tensor([0.2, 0.3, 0.5]), label_smoothing=0.1).double()
     assert module.prior.dtype == torch.float64
     assert repr(module) == "CrossEntropyLoss(label_smoothing=0.1, reduction='mean', weight_mode='class', weight, prior)"
+    assert repr(CrossEntropyLoss(ignore_index=1)) == (
+        "CrossEntropyLoss(label_smoothing=0, reduction='mean', ignore_index=1)"
+    )
 
 
 KINDS = ["uniform", "prior", "prior rows", "class_prior"]

@@ -5,6 +5,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -397,8 +398,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_it(tmp_path):
     with pytest.raises(
         TrainingError,
         match=r"the loss became (nan|inf) in epoch 1, step \d+, at learning rate .*there is no checkpoint yet",
-    ):
-        train("digits", lr=1e8, out=tmp_path)
+    ) as stop:
+        train("digits", lr=1e8, epochs=1, schedule="polynomial:power=1", out=tmp_path)
+    step, rate = re.search(r"step (\d+), at learning rate (\S+);", str(stop.value)).groups()
+    assert float(rate) == pytest.approx(1e8 * (1 - (int(step) - 1) / 20), rel=1e-3)  # that step's, of 20
     assert (tmp_path / "digits-001" / "config.yaml").is_file()
 
 

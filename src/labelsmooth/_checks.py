@@ -46,7 +46,16 @@ def class_count(value: Any, name: str = "num_classes", least: int = 1) -> int:
     count = number(value, name, rule)
     if not (least <= count < math.inf and count == int(count)):
         raise error(name, rule, value)
-    return int(count)
+    return int(value if isinstance(value, (int, np.integer)) else count)  # a float holds whole numbers up to 2^53 alone
+
+
+def image_size(value: Any) -> int:
+    """Height and width in pixels; beyond, a few images would fill the memory."""
+    rule = "be a whole number from 4 to 4096"
+    size = number(value, "image_size", rule)
+    if not (4 <= size <= 4096 and size == int(size)):
+        raise error("image_size", rule, value)
+    return int(size)
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> None:

@@ -28,6 +28,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def shortened(text: str, most: int) -> str:
+    """The beginning of `text`, and that there is more."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def counted(count: float, one: str, more: str | None = None) -> str:
     """`count` of something, in the singular where it is one; `more` is the plural if that is not `one` with an s.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -48,8 +49,9 @@ def console(json_output: bool) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """`value` as JSON; an infinite number becomes null."""
-    print(json.dumps(_finite(value), ensure_ascii=False))
+    """`value` as JSON; an infinite number becomes null, and a byte of a file's name that is not UTF-8 an escape."""
+    text = json.dumps(_finite(value), ensure_ascii=False)
+    print(re.sub("[\ud800-\udfff]", lambda lone: f"\\u{ord(lone[0]):04x}", text))
 
 
 def _finite(value: Any) -> Any:

@@ -54,13 +54,13 @@ def predict(
             text = f"{name} holds no image that can be opened" if os.path.isdir(file) else str(probabilities)
             print(f"labelsmooth: {text}", file=sys.stderr)
             if json:
-                print_json({"file": name, "error": text})
+                print_json({"file": file, "error": text})
             continue
         best = np.argsort(-probabilities, kind="stable")[:count]
         pairs = [(predictor.classes[k], float(probabilities[k])) for k in best]
         if json:
             print_json({
-                "file": name,
+                "file": file,
                 "label": pairs[0][0],
                 "probability": pairs[0][1],
                 "top": [{"label": label, "probability": p} for label, p in pairs],

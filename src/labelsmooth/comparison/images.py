@@ -19,6 +19,9 @@ from labelsmooth.training.run import RunFolder, Settings
 # Whatever a recipe holds out alone: here the factor is chosen on validation, and the temperature fitted.
 _SPLIT: dict[str, Any] = {"val_split": VAL_SHARE}
 
+# Seconds that a trial takes beside its training on two cores: evaluation, pictures, the page.
+_BESIDE_TRAINING = 4.0
+
 
 @dataclass(frozen=True)
 class ImageTrials:
@@ -92,7 +95,8 @@ class ImageTrials:
         settings, images = self._first
         settings = replace(settings, recipe=settings.recipe.changed(**arm.as_dict()))
         with memory.kept():
-            return Training(settings, images).engine.estimate()
+            seconds = Training(settings, images).engine.estimate()
+        return None if seconds is None else seconds + _BESIDE_TRAINING
 
 
 def asked(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from labelsmooth import _checks
-from labelsmooth._text import printable
+from labelsmooth._text import counted, printable
 from labelsmooth.evaluation import _blocks, selective
 from labelsmooth.evaluation.calibration import Cells, Reliability, bin_count, diagram, equal_mass, equal_width, gap
 from labelsmooth.evaluation.intervals import bootstrap_mean, wilson
@@ -120,7 +120,7 @@ class Evaluation:
         notes = [_note(metric) for metric in self.metrics]
         beside = max(map(len, notes))
         after = "" if self.temperature is None else f"  after temperature scaling, T = {self.temperature:.4f}"
-        lines = [f"{f'{self.examples} examples':<{width}}  {'':>9}  {'':<{beside}}{after}".rstrip()]
+        lines = [f"{counted(self.examples, 'example'):<{width}}  {'':>9}  {'':<{beside}}{after}".rstrip()]
         scaled = {metric.key: f"  {metric.value:.4f}  {_expected(metric)}" for metric in self.scaled}
         for metric, note in zip(self.metrics, notes, strict=True):
             line = f"{_titled(metric):<{width}}  {metric.value:>9.4f}  {note:<{beside}}{scaled.get(metric.key, '')}"

@@ -104,11 +104,11 @@ def smooth_file(
                [0.925, 0.025, 0.025, 0.025]], dtype=float32)
     """
     path, tell = Path(path), progress or (lambda text, done, count: None)
-    out = path.with_name(f"{path.stem}-targets{path.suffix}") if out is None else Path(out)
     epsilon = _checks.smoothing(smoothing)
     if dtype is not None:
         _checks.one_of(dtype, "dtype", DTYPES)
     source = _open(path, column)
+    out = path.with_name(f"{path.stem}-targets{path.suffix}") if out is None else Path(out)
     _check_out(out, path, overwrite)
     count = _classes(source, num_classes)
     kind = np.dtype(dtype or _default_dtype(source))

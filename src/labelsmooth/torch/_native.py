@@ -131,7 +131,7 @@ class _Loss(torch.autograd.Function):
         laid_out = _lay_out(input.detach(), call)
         ctx.call, ctx.gradient = call, None
         gradient = None
-        if call.inplace and laid_out.rows.data_ptr() == input.data_ptr():
+        if call.inplace and laid_out.rows.data_ptr() == input.data_ptr() and _is_apart(input):
             gradient = laid_out.rows
             if call.checked or call.class_mask is not None:
                 _run(call, laid_out.rows, None)  # a value that is refused leaves the logits as they were
@@ -184,6 +184,16 @@ class _LaidOut(NamedTuple):
 
     rows: Tensor
     back: Callable[[Tensor], Tensor]
+
+
+def _is_apart(x: Tensor) -> bool:
+    """No two elements lie in one place: expanded logits cannot hold their gradient."""
+    reach = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return False
+        reach += stride * (size - 1)
+    return True
 
 
 def _as_it_is(rows: Tensor) -> Tensor:

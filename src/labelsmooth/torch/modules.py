@@ -105,6 +105,8 @@ class CrossEntropyLoss(torch.nn.Module):
 
     def extra_repr(self) -> str:
         parts = [f"label_smoothing={self.label_smoothing:g}", f"reduction={self.reduction!r}"]
+        if self.ignore_index != -100:
+            parts.append(f"ignore_index={self.ignore_index}")
         if self.weight is not None:
             parts.append(f"weight_mode={self.weight_mode!r}")
         parts += [name for name in ("weight", "prior", "class_prior", "class_mask") if getattr(self, name) is not None]

@@ -104,13 +104,15 @@ def chosen(folder: RunFolder) -> Path:
     """The checkpoint that a run is to be used by: the best one, else the last.
 
     Raises:
-        DataError: there is none yet.
+        DataError: there is none yet; or the one that the run's figures are of is gone.
     """
-    for name in ("best", "last"):
-        path = folder.checkpoints / f"{name}.safetensors"
-        if path.is_file():
-            return path
-    run = folder.path
+    run, best, last = folder.path, *(folder.checkpoints / f"{name}.safetensors" for name in ("best", "last"))
+    if best.is_file():
+        return best
+    if folder.tested_checkpoint == "best":
+        raise DataError(f"{best} is missing, which the figures of {run} are of; train again, or put it back")
+    if last.is_file():
+        return last
     raise DataError(f"{run} has no checkpoint yet; finish it with labelsmooth train --resume {run}")
 
 

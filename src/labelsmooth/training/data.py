@@ -205,10 +205,8 @@ def load(
     low, high = data.sizes.min(axis=0), data.sizes.max(axis=0)
     if (low != high).any() or tuple(low) != data.image_shape[:2]:
         told = "as asked" if image_size else "--image-size chooses another"
-        progress.note(
-            f"images of {low[0]}x{low[1]} to {high[0]}x{high[1]} are resized to "
-            f"{data.image_shape[0]}x{data.image_shape[1]} ({told})"
-        )
+        sizes = f"{low[0]}x{low[1]}" + (f" to {high[0]}x{high[1]}" if (low != high).any() else "")
+        progress.note(f"images of {sizes} are resized to {data.image_shape[0]}x{data.image_shape[1]} ({told})")
     leaks = data.leaks()
     if leaks:
         progress.note(
@@ -237,7 +235,7 @@ def gather(
 ) -> ImageData:
     """What `load` does, without a word about what it found."""
     share = val_split if callable(val_split) else _checks.smoothing(val_split, "val_split")
-    size = None if image_size is None else _checks.class_count(image_size, "image_size", least=4)
+    size = None if image_size is None else _checks.image_size(image_size)
     asked = None if noise is None else checked(noise)
     listing = find(source, image_column=image_column, label_column=label_column, download=progress.download)
     if len(listing.labels) and "train" not in listing.splits:
@@ -245,6 +243,9 @@ def gather(
         raise DataError(f"{source} has no training example, but {held} only; there must be a split train")
     classes, ids = _numbered(listing, str(source))
     _check_names(classes)
+    if len(classes) == 1 and listing.skipped:
+        out = "; ".join(listing.skipped)
+        raise DataError(f"{source} has one class only ({classes[0]}); a classifier needs two (left out: {out})")
     noisy, content = ids, b""
     if asked is not None:  # a file that is wrong is found before hours of decoding
         noisy, content = relabelled(asked, ids, listing, classes, seed)

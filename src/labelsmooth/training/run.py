@@ -56,7 +56,7 @@ class Settings:
         object.__setattr__(self, "val_split", _checks.smoothing(self.val_split, "val_split"))
         object.__setattr__(self, "seed", _checks.class_count(self.seed, "seed", least=0))
         if self.image_size is not None:
-            object.__setattr__(self, "image_size", _checks.class_count(self.image_size, "image_size", least=4))
+            object.__setattr__(self, "image_size", _checks.image_size(self.image_size))
         for name in ("image_column", "label_column"):
             if not isinstance(getattr(self, name), str | None):
                 raise _checks.error(name, "be a column's name", repr(getattr(self, name)))
@@ -143,6 +143,14 @@ class RunFolder:
     def finished(self) -> bool:
         """Its figures are there, and its pictures, which come last."""
         return (self.path / "summary.json").is_file() and (self.path / "report.html").is_file()
+
+    @property
+    def tested_checkpoint(self) -> str | None:
+        """Which one the figures are of; None where there are none."""
+        try:
+            return json.loads((self.path / "summary.json").read_text("utf-8"))["tested_checkpoint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def sweep(self) -> None:
         """Remove files that a killed process left half-written."""

@@ -269,7 +269,7 @@ def _resumed(
         told = ("device", "devices", "precision", "processor", "threads")
         if name in told and now != (before := began_in.get(name)):
             reporter.note(f"{name} is {now}, and was {before} when the run began: it will not end with the same bits")
-    reporter.note(f"resuming {run} after {training.saved or 'nothing'}")
+    reporter.note(f"resuming {run} {f'after {training.saved}' if training.saved else 'from its start'}")
     return _finish(training, folder, reporter, plot, track)
 
 

@@ -16,7 +16,7 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from labelsmooth._errors import DataError
-from labelsmooth._text import nearest
+from labelsmooth._text import nearest, shortened
 from labelsmooth.files.tables import LABEL_NAMES, delimiter, is_text
 from labelsmooth.training import cache
 from labelsmooth.training.arrays import whole
@@ -281,7 +281,8 @@ class _Table:
             bad = 0
             if values.dtype.kind == "f":
                 bad = int(np.argmin(whole(values)))
-            raise DataError(f"{self.where(rows[bad])} has the label {values[bad]}, which is no class id and no name")
+            label = shortened(str(values[bad]), 60)
+            raise DataError(f"{self.where(rows[bad])} has the label {label}, which is no class id and no name")
         if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
             raise DataError(
                 f"{self.where(rows[int(values.argmax())])} has the label {values.max()}, which is no class id"

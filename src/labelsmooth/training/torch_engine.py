@@ -205,9 +205,9 @@ class TorchEngine:
         running = self._begin(epoch, steps)
         self.model.train()
         began = tick = time.perf_counter()
-        before, checked, lr = running.seconds, running.steps, 0.0
+        before, checked = running.seconds, running.steps
         for step in range(running.steps, steps):
-            lr = self._set_rates(epoch, step)
+            self._set_rates(epoch, step)
             rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             fits = True
             try:
@@ -223,7 +223,7 @@ class TorchEngine:
             due, asked = self.ranks.any(now - tick >= _TICK or step == steps - 1, self.stop.asked)
             if due or asked:
                 losses = self.ranks.summed(running.figures[checked : step + 1, 0].clone())
-                self._check_losses(losses, checked, epoch, lr)
+                self._check_losses(losses, checked, epoch)
                 tick, checked = now, step + 1
                 reporter.step(epoch, step + 1, steps, float(losses[-1]))
             if asked:
@@ -244,12 +244,11 @@ class TorchEngine:
         self._running.figures = F.pad(self._running.figures, (0, 0, 0, missing))
         return self._running
 
-    def _set_rates(self, epoch: int, step: int) -> float:
-        """Set the learning rates of a step, and return the recipe's."""
+    def _set_rates(self, epoch: int, step: int) -> None:
+        """Set the learning rates of a step."""
         lr = self.plan.learning_rate(epoch, step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
-        return lr
 
     def _step(self, rows: Tensor, augment: Augmentation, running: _Epoch, share: float) -> None:
         """One batch; nothing in it waits for a GPU."""
@@ -349,14 +348,14 @@ class TorchEngine:
             "or a smaller --batch-size"
         )
 
-    def _check_losses(self, losses: Tensor, first: int, epoch: int, lr: float) -> None:
+    def _check_losses(self, losses: Tensor, first: int, epoch: int) -> None:
         """Stop at a loss that is nan or inf; `first` is the step of the first of them."""
         wrong = ~losses.isfinite()
         if bool(wrong.any()):
             place = int(wrong.int().argmax())
             raise Diverged(
                 f"the loss became {float(losses[place])} in epoch {epoch + 1}, step {first + place + 1}, "
-                f"at learning rate {lr:g}"
+                f"at learning rate {self.plan.learning_rate(epoch, first + place):g}"
             )
 
     def predict(self, split: Split) -> Predictions:
