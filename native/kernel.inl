@@ -75,6 +75,7 @@ struct Row {
     double sum;
     int64_t label;
     T at_label;
+    T of_label;  // at_label + uniform, rounded once, as a soft target's is
     T scale;
     S* gradient;  // null: not wanted
     T* scratch;   // [classes], where S is narrower than T
@@ -171,7 +172,8 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
     if (row.at_label != 0) loss += row.at_label * (log_sum - static_cast<double>(logit_of_label - top));
     if (!row.gradient) return static_cast<T>(loss);
 
-    const double all = row.sum + row.at_label;
+    // Rounded, so that labels and the soft targets that they are smoothed to give the same: 1, most often.
+    const T all = static_cast<T>(row.sum + static_cast<double>(row.at_label));
     const T scale = row.scale, factor = static_cast<T>(scale * (all / sum)), even = scale * row.uniform;
     const T* const c = row.coefficients;
     S* const gradient = row.gradient;
@@ -179,7 +181,7 @@ inline T row_loss(const Row<S, T>& row, int& faults) {
     T labelled = 0;
     if (row.label >= 0) {
         const T e = kept[row.label < in_twos ? place<S, W, SHARED>(row.label) : row.label];
-        labelled = e * factor - scale * ((SHARED ? c[row.label] : row.uniform) + row.at_label);
+        labelled = e * factor - scale * (SHARED ? c[row.label] + row.at_label : row.of_label);
     }
     const auto gradient_of = [&](int64_t at) -> V {
         const V e = load<T, W>(kept + at);
@@ -449,10 +451,12 @@ private:
         row.uniform = uniform_;
         row.sum = sum_;
         row.label = y;
-        row.at_label = 0;
+        row.at_label = row.of_label = 0;
         if (y >= 0) {
             const T* const w = p.weight_outside ? nullptr : real(p.weight);
-            row.at_label = static_cast<T>((1 - p.smoothing) * (w ? static_cast<double>(w[y]) : 1.0));
+            const double at = (1 - p.smoothing) * (w ? static_cast<double>(w[y]) : 1.0);
+            row.at_label = static_cast<T>(at);
+            row.of_label = static_cast<T>(at + p.smoothing / static_cast<double>(K));
             if (valid && !valid[y]) faults |= masked_target;
         }
         row.scale = static_cast<T>(scale_ * outside) * upstream(i);
@@ -484,8 +488,8 @@ private:
 
     // The row's logits, -inf where a class is taken out, are T already.
     T masked_row(const Row<S, T>& row, const T* values, int& faults) {
-        Row<T, T> copy{values,    values,       row.classes, row.coefficients, row.uniform, row.sum,
-                       row.label, row.at_label, row.scale,   nullptr,          nullptr};
+        Row<T, T> copy{values,    values,       row.classes,  row.coefficients, row.uniform, row.sum,
+                       row.label, row.at_label, row.of_label, row.scale,        nullptr,     nullptr};
         if constexpr (sizeof(S) == sizeof(T)) {
             copy.gradient = row.gradient;
             return row_loss<T, T, true>(copy, faults);
