@@ -41,21 +41,17 @@ def smoothing(value: Any, name: str = "smoothing") -> float:
     return epsilon
 
 
-def class_count(value: Any, name: str = "num_classes", least: int = 1) -> int:
-    rule = f"be a whole number of at least {least}"
+def class_count(value: Any, name: str = "num_classes", least: int = 1, most: int | None = None) -> int:
+    rule = f"be a whole number of at least {least}" if most is None else f"be a whole number from {least} to {most}"
     count = number(value, name, rule)
-    if not (least <= count < math.inf and count == int(count)):
+    if not (least <= count < math.inf and count == int(count)) or (most is not None and count > most):
         raise error(name, rule, value)
     return int(value if isinstance(value, (int, np.integer)) else count)  # a float holds whole numbers up to 2^53 alone
 
 
 def image_size(value: Any) -> int:
     """Height and width in pixels; beyond, a few images would fill the memory."""
-    rule = "be a whole number from 4 to 4096"
-    size = number(value, "image_size", rule)
-    if not (4 <= size <= 4096 and size == int(size)):
-        raise error("image_size", rule, value)
-    return int(size)
+    return class_count(value, "image_size", least=4, most=4096)
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> None:

@@ -70,7 +70,6 @@ def takes_at_once(logits: Tensor, labels: Tensor, ignore_index: int, reduction: 
         and logits.dim() == 2
         and labels.shape == logits.shape[:1]
         and logits.shape[1] > 0
-        and logits.is_cpu
         and labels.is_cpu
         and type(epsilon) is float
         and 0 <= epsilon < 1
