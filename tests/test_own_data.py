@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -142,6 +143,31 @@ def test_data_that_may_not_be_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_file", refuse)
     with pytest.raises(DataError, match=r"^/.* cannot be opened \(Permission denied\)$"):
         load(tmp_path)
+
+
+def test_a_column_is_asked_of_what_has_none(tmp_path):
+    root, array = tree(tmp_path / "pets", classes()), tmp_path / "a.npz"
+    np.savez(array, images=np.zeros((4, 8, 8), np.uint8), labels=[0, 1, 0, 1])
+    for source in ("digits", "cifar10", root, array):
+        with pytest.raises(DataError, match=r"is no table with columns, of which --label-column y would name one"):
+            load(source, label_column="y")
+    with pytest.raises(DataError, match=r"^digits .* --image-column x"):
+        load("digits", image_column="x")
+    with pytest.raises(DataError, match=r"^there is no .*gone; give digits"):
+        load(tmp_path / "gone", image_column="x")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.parquet", "a.csv", "a.tar.gz"])
+def test_a_file_that_must_not_be_read_is_not_called_damaged(name, tmp_path, monkeypatch):
+    (tmp_path / name).write_bytes(b"PK")
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for module, opener in ((Path, "open"), (pq, "ParquetFile"), (tarfile, "open")):
+        monkeypatch.setattr(module, opener, refuse)
+    with pytest.raises(DataError, match=rf"/{name} cannot be opened \(Permission denied\)$"):
+        load(tmp_path / name)
 
 
 @pytest.mark.parametrize(

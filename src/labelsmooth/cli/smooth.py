@@ -25,8 +25,9 @@ def smooth(
 ) -> None:
     """Smooth the labels of a file into soft targets in another, in memory that does not grow with the file.
 
-    A table that becomes a table keeps its columns. In .npy and .npz (array `targets`) the targets are [N, K]; in
-    .parquet they are a column `targets` of lists; in .csv they are the columns target_0, target_1, and so on.
+    A table that becomes a table keeps its columns; of a .csv, the class ids are written as whole numbers ("3" for
+    "3.0"). In .npy and .npz (array `targets`) the targets are [N, K]; in .parquet they are a column `targets` of
+    lists; in .csv they are the columns target_0, target_1, and so on.
 
     Args:
         file: .npy, .npz, .csv or .parquet: class ids 0..K-1; or one-hot rows or soft targets [N, K], in an array or a

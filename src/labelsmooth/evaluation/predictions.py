@@ -117,6 +117,8 @@ def _file(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], lis
             return {name: file[name] for name in file.files if name in wanted}, list(file.files)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
+    except PermissionError:
+        raise
     except _files.NPZ_DAMAGE as error:
         raise DataError(f"{path} is no readable .npz file ({error})") from None
 
@@ -143,5 +145,7 @@ def _array(file: Path) -> np.ndarray:
             array.close()
             raise ValueError("it is an .npz file")
         return array
+    except PermissionError:
+        raise
     except _files.NPZ_DAMAGE as error:
         raise DataError(f"{file} is no readable .npy file ({error})") from None

@@ -69,7 +69,8 @@ def smooth_file(
     """Smooth the labels of a file into targets in another: q' = (1-ε) q + ε u, as `smooth_labels` gives them.
 
     The formats are .npy, .npz, .csv and .parquet, each from and to any other. Memory stays the same however long the
-    file is. A table that becomes a table keeps its columns, the labels included; a CSV file's stay text.
+    file is. A table that becomes a table keeps its columns, the labels included; a CSV file's stay text, but for class
+    ids, which are written as whole numbers.
 
     Args:
         path: class ids ``[N]`` or ``[N, 1]``, whole numbers in ``0..K-1``; or, in an array or in a parquet column of

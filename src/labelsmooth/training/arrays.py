@@ -38,7 +38,7 @@ def read(path: Path) -> Listing:
             classes = None if names is None else tuple(map(str, np.ravel(file[names])))
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except DataError:
+    except (DataError, PermissionError):
         raise
     except _files.NPZ_DAMAGE as error:
         reason = "it holds Python objects, which are not loaded" if "allow_pickle" in str(error) else error

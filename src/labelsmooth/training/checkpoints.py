@@ -154,6 +154,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("its values do not have the checksum that they had")
     except FileNotFoundError:
         raise DataError(f"there is no checkpoint {path}") from None
+    except PermissionError:
+        raise
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(f"the checkpoint {path} is damaged ({error})") from None
     return tensors, state

@@ -100,6 +100,8 @@ def _from_archive(path: Path) -> dict[str, bytes]:
                     stream = archive.extractfile(member)
                     assert stream is not None
                     blobs[name] = stream.read()
+    except PermissionError:
+        raise
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is no readable archive ({error}); is it damaged, or cut off?") from None
     return blobs

@@ -24,6 +24,7 @@ KINDS = (
     "digits, cifar10, a folder with a sub-folder per class, a folder of train.parquet (or .csv) and test.parquet, "
     "a .parquet, .csv or .npz file"
 )
+_NAMED = ("digits", "cifar10")
 _BLOCK = 1 << 24  # bytes of images that are looked at together
 _SHOWN = 3  # left-out images that are named
 
@@ -293,24 +294,29 @@ def find(
 
 
 def _find(source: str | Path, image_column: str | None, label_column: str | None, download: object) -> Listing:
-    path = _path(source)
-    columns = {"image_column": image_column, "label_column": label_column}
+    path, columns = _path(source), {"image_column": image_column, "label_column": label_column}
+    if str(source) not in _NAMED:
+        single = path.suffix.lower() in tables.SUFFIXES and not path.is_dir()
+        files = {"train": path} if single else tables.in_folder(path) if path.is_dir() else {}
+        if files:
+            return tables.read(files, path.stem if single else path.resolve().name, **columns)
+        if not path.exists():
+            raise DataError(f"there is no {source}{nearest(str(source), _NAMED)}; give {KINDS}")
+    for name, column in columns.items():
+        if column is not None:
+            option = f"--{name.replace('_', '-')} {column}"
+            raise DataError(f"{source} is no table with columns, of which {option} would name one; leave it out")
     if str(source) == "digits":
         return arrays.digits()
     if str(source) == "cifar10":
         return cifar10.read(cifar10.fetch(download))
     if path.name.endswith((".tar.gz", ".tgz", ".tar")) or (path / cifar10.TEST_FILE).is_file():
         return cifar10.read(path)
-    if path.suffix.lower() in tables.SUFFIXES and not path.is_dir():
-        return tables.read({"train": path}, path.stem, **columns)
     if path.suffix.lower() == ".npz" and not path.is_dir():
         return arrays.read(path)
     if path.is_dir():
-        files = tables.in_folder(path)
-        return tables.read(files, path.resolve().name, **columns) if files else folders.read(str(path))
-    if path.exists():
-        raise DataError(f"{source} is no data that can be read; give {KINDS}")
-    raise DataError(f"there is no {source}{nearest(str(source), ['digits', 'cifar10'])}; give {KINDS}")
+        return folders.read(str(path))
+    raise DataError(f"{source} is no data that can be read; give {KINDS}")
 
 
 def _path(source: str | Path) -> Path:

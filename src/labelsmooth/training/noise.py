@@ -152,7 +152,7 @@ def _of_file(path: Path, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, bytes
         given = _array(path) if path.suffix.lower() in (".npy", ".npz") else _text(path)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}, which --noise names") from None
-    except DataError:
+    except (DataError, PermissionError):
         raise
     except (*_files.NPZ_DAMAGE, csv.Error) as error:
         pickled = "pickle" in str(error)

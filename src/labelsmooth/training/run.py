@@ -201,6 +201,8 @@ class RunFolder:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(f"{self.path} has no {name}") from None
+        except PermissionError:
+            raise
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path / name} is damaged ({error})") from None
         if not isinstance(value, dict):

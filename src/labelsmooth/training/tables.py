@@ -116,6 +116,8 @@ class _Table:
             self.file = None if self.is_csv else pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
             self.delimiter = delimiter(path) if self.is_csv else ""
             schema = self._open_csv(None).schema if self.file is None else self.file.schema_arrow
+        except PermissionError:
+            raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
             kind = "CSV" if self.is_csv else "parquet"
