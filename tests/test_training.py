@@ -620,8 +620,9 @@ def test_two_classic_epochs_on_cifar10_pass_55_percent(cifar10_copy, tmp_path):
 
 
 def test_the_fast_recipe_learns_digits(tmp_path):
-    result = train("digits", "fast", out=tmp_path)
-    assert result.test.accuracy >= 0.985
+    results = [train("digits", "fast", seed=seed, out=tmp_path) for seed in range(3)]
+    assert sum(result.test.accuracy for result in results) / 3 >= 0.985
+    result = results[0]
     config = yaml.safe_load((result.folder / "config.yaml").read_text())
     assert (config["recipe"], config["batch_size"], config["flip"]) == ("fast", 64, False)  # few images, and grey ones
     again = train("digits", "fast", epochs=1, batch_size=200, flip=True, out=tmp_path)
@@ -653,7 +654,8 @@ def test_the_fast_recipe_fits_the_data():
     few, many, grey = FAST.for_data(90, (64, 64, 3)), FAST.for_data(45_000, (32, 32, 3)), FAST.for_data(1293, (8, 8, 1))
     assert (few.batch_size, few.epochs, few.flip) == (32, 140, True)  # 2 steps an epoch
     assert many == FAST
-    assert (grey.batch_size, grey.epochs, grey.flip, grey.cutout) == (64, 14, False, 0)  # and tiny
+    tiny = {"lr": 0.06, "cutout": 0, "shift": 0.1, "shift_by": "part"}
+    assert grey == replace(FAST, batch_size=64, epochs=14, flip=False, **tiny)
     assert CLASSIC.for_data(90, (8, 8, 1)) == CLASSIC
     assert CLASSIC.for_data(42, (8, 8, 1)) == replace(CLASSIC, batch_size=42)  # all that there is
 

@@ -18,6 +18,7 @@ _SCHEDULE_STEPS = ("epoch", "step")
 _SHIFTS = ("part", "pixels")
 _LEAST_STEPS = 280  # of a training by the fast recipe
 _STEPS = 20  # per epoch, which the fast recipe aims at with fewer examples than its batches were made for
+_TINY: dict[str, Any] = {"lr": 0.06, "cutout": 0.0, "shift": 0.1, "shift_by": "part"}  # of `fast`, for tiny images
 VAL_SHARE = 0.1  # of the training examples
 _VAL_MOST, _VAL_MOST_PER_CLASS = 1000, 10  # validation images of the fast recipe, the larger of the two
 
@@ -140,16 +141,16 @@ class Recipe:
     def for_data(self, examples: int, image_shape: tuple[int, int, int]) -> Recipe:
         """This recipe for so many training images, of a height, a width and channels.
 
-        No batch is larger than all of them. `fast` takes smaller batches and more epochs where there are few, blanks
-        nothing out in tiny images, where a stroke or an eye is not much wider than the square, and mirrors no grey
-        ones, which tend to be characters.
+        No batch is larger than all of them. `fast` takes smaller batches and more epochs where there are few, mirrors
+        no grey images, which tend to be characters, and is careful with tiny ones: nothing is blanked out, since a
+        stroke or an eye is not much wider than the square, they are shifted by parts of a pixel, and learnt slowly.
         """
         if self.name != "fast":
             return replace(self, batch_size=min(self.batch_size, max(1, examples)))
         batch = min(self.batch_size, max(32, examples // _STEPS))
         epochs = max(self.epochs, math.ceil(_LEAST_STEPS / max(1, examples // batch)))
-        cutout = 0.0 if tiny(image_shape) else self.cutout
-        return replace(self, batch_size=batch, epochs=epochs, flip=self.flip and image_shape[2] > 1, cutout=cutout)
+        careful = _TINY if tiny(image_shape) else {}
+        return replace(self, batch_size=batch, epochs=epochs, flip=self.flip and image_shape[2] > 1, **careful)
 
     def val_share(self, examples: int, classes: int) -> float:
         """The share of so many training examples that validation gets, where nobody says how much.
