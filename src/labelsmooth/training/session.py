@@ -176,7 +176,11 @@ def prepare(
 
 
 def start(
-    training: Training, folder: RunFolder, reporter: Reporter | None = None, plot: str | Path | None = None
+    training: Training,
+    folder: RunFolder,
+    reporter: Reporter | None = None,
+    plot: str | Path | None = None,
+    report: bool = True,
 ) -> Result:
     """Train from the beginning, in a new folder."""
     try:
@@ -191,7 +195,7 @@ def start(
             text = f"{error.strerror or error} while writing a run folder in {folder.path.parent}; nothing was trained"
             raise TrainingError(text) from error
         raise
-    return _finish(training, folder, reporter or Reporter(), plot, training.plan.settings.track)
+    return _finish(training, folder, reporter or Reporter(), plot, training.plan.settings.track, report)
 
 
 def _environment(training: Training) -> dict[str, Any]:
@@ -205,6 +209,7 @@ def resume(
     epochs: float | None = None,
     devices: int | None = None,
     plot: str | Path | None = None,
+    report: bool = True,
     reporter: Reporter | None = None,
 ) -> Result:
     """Go on with an interrupted run, bit for bit as if it had not been interrupted.
@@ -215,6 +220,7 @@ def resume(
             finished goes on too. None: as many as it was told.
         devices: as in `train`; it need not be the number that the run began with.
         plot: also write the curves to this file.
+        report: draw its pictures and `report.html` when it has ended, which takes seconds.
         reporter: told of what happens.
 
     Returns:
@@ -228,12 +234,13 @@ def resume(
     settings = RunFolder.open(run).read_settings()
     with joined(devices, settings.device) as ranks:
         reporter = (reporter if ranks.first else None) or Reporter()
-        return _resumed(RunFolder(Path(run), ranks.first), settings, ranks, epochs, reporter, plot)
+        return _resumed(RunFolder(Path(run), ranks.first), settings, ranks, epochs, reporter, plot, report)
 
 
 def _resumed(
-    folder: RunFolder, began: Settings, ranks: Ranks, epochs: float | None, reporter: Reporter, plot: str | Path | None
-) -> Result:
+    folder: RunFolder, began: Settings, ranks: Ranks, epochs: float | None, reporter: Reporter,
+    plot: str | Path | None, report: bool,
+) -> Result:  # fmt: skip
     run, settings = folder.path, replace(began, devices=ranks.count)
     if epochs is not None:
         settings = replace(settings, recipe=settings.recipe.changed(epochs=epochs))
@@ -270,7 +277,7 @@ def _resumed(
         if name in told and now != (before := began_in.get(name)):
             reporter.note(f"{name} is {now}, and was {before} when the run began: it will not end with the same bits")
     reporter.note(f"resuming {run} {f'after {training.saved}' if training.saved else 'from its start'}")
-    return _finish(training, folder, reporter, plot, track)
+    return _finish(training, folder, reporter, plot, track, report)
 
 
 def _tracker(settings: Settings, reporter: Reporter) -> str | None:
@@ -347,7 +354,7 @@ def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter
 
 
 def _finish(
-    training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None, track: str | None
+    training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None, track: str | None, report: bool
 ) -> Result:
     training.ranks.name_run(folder.path)
     if track is not None and folder.writes:
@@ -362,7 +369,7 @@ def _finish(
             summary = result.summary
             training.stop.at_once()
             if folder.writes:
-                _draw_all(training, folder, reporter, plot)
+                _draw_all(training, folder, reporter, plot, report)
     except (KeyboardInterrupt, Stopped):
         if summary is not None:
             folder.log("interrupted while its report was drawn")
@@ -385,12 +392,13 @@ def _finish(
     return result
 
 
-def _draw_all(training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None) -> None:
-    """The curves where they were asked for, and the report of a run that is finished."""
+def _draw_all(training: Training, folder: RunFolder, reporter: Reporter, plot: str | Path | None, report: bool) -> None:
+    """The curves, and the report of a run that is finished, where they were asked for."""
     if plot is not None:
         path, smoothing = Path(plot), training.plan.recipe.smoothing
         _draw(lambda: panels.save(plots.curves(training.rows, smoothing), path), path, folder, reporter)
-    _draw(lambda: page.finish(folder.path), folder.path / "report.html", folder, reporter)
+    if report:
+        _draw(lambda: page.finish(folder.path), folder.path / "report.html", folder, reporter)
 
 
 def _draw(draw: Callable[[], object], path: Path, folder: RunFolder, reporter: Reporter) -> None:
