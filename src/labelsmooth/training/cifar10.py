@@ -100,6 +100,8 @@ def _from_archive(path: Path) -> dict[str, bytes]:
                     stream = archive.extractfile(member)
                     assert stream is not None
                     blobs[name] = stream.read()
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
     except PermissionError:
         raise
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:

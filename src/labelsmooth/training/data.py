@@ -300,12 +300,11 @@ def _find(source: str | Path, image_column: str | None, label_column: str | None
         files = {"train": path} if single else tables.in_folder(path) if path.is_dir() else {}
         if files:
             return tables.read(files, path.stem if single else path.resolve().name, **columns)
-        if not path.exists():
-            raise DataError(f"there is no {source}{nearest(str(source), _NAMED)}; give {KINDS}")
-    for name, column in columns.items():
-        if column is not None:
-            option = f"--{name.replace('_', '-')} {column}"
-            raise DataError(f"{source} is no table with columns, of which {option} would name one; leave it out")
+    if str(source) in _NAMED or path.exists():
+        for name, column in columns.items():
+            if column is not None:
+                option = f"--{name.replace('_', '-')} {column}"
+                raise DataError(f"{source} is no table with columns, of which {option} would name one; leave it out")
     if str(source) == "digits":
         return arrays.digits()
     if str(source) == "cifar10":
@@ -316,7 +315,9 @@ def _find(source: str | Path, image_column: str | None, label_column: str | None
         return arrays.read(path)
     if path.is_dir():
         return folders.read(str(path))
-    raise DataError(f"{source} is no data that can be read; give {KINDS}")
+    if path.exists():
+        raise DataError(f"{source} is no data that can be read; give {KINDS}")
+    raise DataError(f"there is no {source}{nearest(str(source), _NAMED)}; give {KINDS}")
 
 
 def _path(source: str | Path) -> Path:
