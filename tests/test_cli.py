@@ -215,7 +215,7 @@ def test_looking_at_data_needs_no_pytorch(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
 
 
-def test_more_epochs_from_the_command_line(run, tmp_path):
+def test_more_epochs_from_the_command_line(run, tmp_path, undrawn):
     assert run("train", "--epochs", "1")[0] == 0
     code, out, _ = run("train", "--resume", "runs/digits-001", "--epochs", "2")
     assert code == 0
@@ -225,7 +225,7 @@ def test_more_epochs_from_the_command_line(run, tmp_path):
     assert "--resume goes on with the run's own settings, but for --epochs; leave out --seed" in err
 
 
-def test_config_and_its_precedence(run, tmp_path):
+def test_config_and_its_precedence(run, tmp_path, undrawn):
     (tmp_path / "c.yaml").write_text("epochs: 1\nlr: 1e-2\nsmoothing: 0.3\nval-split: 0.2\n")
     code, out, _ = run("train", "--config", "c.yaml", "--smoothing", "0.2", "--json")
     assert code == 0
@@ -259,7 +259,7 @@ def test_config_and_its_precedence(run, tmp_path):
     assert "there is no file gone.yaml" in run("train", "--config", "gone.yaml")[2]
 
 
-def test_config_of_a_recipe_made_in_python(run, tmp_path):
+def test_config_of_a_recipe_made_in_python(run, tmp_path, undrawn):
     from dataclasses import replace
 
     from labelsmooth.training import DIGITS, train
@@ -270,7 +270,7 @@ def test_config_of_a_recipe_made_in_python(run, tmp_path):
     assert (tmp_path / "two" / "digits-001" / "config.yaml").read_text() == (first.folder / "config.yaml").read_text()
 
 
-def test_a_run_goes_on_from_any_folder(run, tmp_path, monkeypatch):
+def test_a_run_goes_on_from_any_folder(run, tmp_path, monkeypatch, undrawn):
     from tests.test_data import pictures, png, write
 
     (tmp_path / "some").mkdir()
@@ -382,7 +382,7 @@ def test_a_terminal_gets_a_live_bar(tmp_path):
     terminal, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(
-        [*COMMAND, "train", "--epochs", "20"], cwd=tmp_path, env=env, stdout=theirs, stderr=theirs
+        [*COMMAND, "train", "--epochs", "5"], cwd=tmp_path, env=env, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
     output = b""
@@ -395,7 +395,7 @@ def test_a_terminal_gets_a_live_bar(tmp_path):
     assert process.wait(timeout=60) == 0
     text = output.decode()
     assert "━" in text  # the bar
-    assert text.count("(ε=0.1, floor") == 20
+    assert text.count("(ε=0.1, floor") == 5
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):

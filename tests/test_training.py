@@ -216,7 +216,7 @@ def test_pictures_show_something(finished):
             assert len(image.convert("RGB").getcolors(1 << 24)) > 100
 
 
-def test_its_config_runs_it_again(finished, tmp_path):
+def test_its_config_runs_it_again(finished, tmp_path, undrawn):
     values = yaml.safe_load((finished.folder / "config.yaml").read_text())
     again = train(values.pop("data"), out=tmp_path, **values)
     assert again.test.nll == finished.test.nll
@@ -405,7 +405,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_it(tmp_path):
     assert (tmp_path / "digits-001" / "config.yaml").is_file()
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, undrawn):
     code = """
 import resource, sys
 from labelsmooth._errors import TrainingError
@@ -543,8 +543,8 @@ def test_training_leaves_pytorchs_global_state_alone(tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_bfloat16_learns_too(tmp_path):
-    result = train("digits", precision="bfloat16", epochs=8, out=tmp_path)
+def test_bfloat16_learns_too(tmp_path, undrawn):
+    result = train("digits", precision="bfloat16", epochs=5, out=tmp_path)
     assert result.test.accuracy > 0.95
 
 
@@ -601,7 +601,7 @@ def test_the_classic_recipe_learns_on_cifar10(cifar10_copy, tmp_path):
         pq.write_table(
             pq.read_table(cifar10_copy / f"{name}.parquet").slice(0, count), tmp_path / "some" / f"{name}.parquet"
         )
-    result = train(tmp_path / "some", epochs=2, lr=0.02, seed=2, out=tmp_path)
+    result = train(tmp_path / "some", epochs=3, lr=0.02, image_size=16, seed=2, out=tmp_path)
     assert result.summary["model"] == "minigooglenet"
     assert result.summary["parameters"] == 1_652_826
     assert result.test.classes[0].name == "airplane"
@@ -619,9 +619,9 @@ def test_two_classic_epochs_on_cifar10_pass_55_percent(cifar10_copy, tmp_path):
 # The fast recipe.
 
 
-def test_the_fast_recipe_learns_digits(tmp_path):
-    results = [train("digits", "fast", seed=seed, out=tmp_path) for seed in range(3)]
-    assert sum(result.test.accuracy for result in results) / 3 >= 0.985
+def test_the_fast_recipe_learns_digits(tmp_path, undrawn):
+    results = [train("digits", "fast", seed=seed, out=tmp_path) for seed in range(2)]
+    assert sum(result.test.accuracy for result in results) / 2 >= 0.985
     result = results[0]
     config = yaml.safe_load((result.folder / "config.yaml").read_text())
     assert (config["recipe"], config["batch_size"], config["flip"]) == ("fast", 64, False)  # few images, and grey ones
@@ -640,7 +640,7 @@ def test_the_fast_recipe_sees_small_images_first():
 
 
 @pytest.mark.parametrize(("size", "channels"), [(8, 3), (28, 1), (64, 3), (128, 1)])
-def test_the_fast_recipe_on_other_sizes(size, channels, tmp_path):
+def test_the_fast_recipe_on_other_sizes(size, channels, tmp_path, undrawn):
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 2
     images = rng.integers(0, 100, (120, size, size, channels), np.uint8)
