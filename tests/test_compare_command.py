@@ -63,6 +63,15 @@ def test_the_folder_holds_everything(folder):
     assert not list(folder.rglob(".*"))
 
 
+def test_a_trial_that_was_tested_is_not_tested_again(copied, capsys):
+    trial = copied / "runs" / "smoothing-0-0"
+    (trial / "trial.json").unlink()
+    tested = (trial / "predictions" / "test.npz").stat().st_mtime_ns
+    assert run(capsys, "--resume", copied)[0] == 0
+    assert (trial / "trial.json").is_file()
+    assert (trial / "predictions" / "test.npz").stat().st_mtime_ns == tested
+
+
 def test_an_ece_stands_beside_its_bins_and_its_expectation(copied, capsys):
     code, out, _ = run(capsys, "--resume", copied)
     assert code == 0
@@ -225,6 +234,7 @@ def test_killed_in_a_trial_and_gone_on_with_from_elsewhere(tmp_path, capsys, mon
     assert code == 0, err
     assert "resuming" in err
     assert json.loads(out)["complete_seeds"] == 2
+    assert not list(folder.glob("runs/*/report.html"))
     data = json.loads((folder / "runs" / "smoothing-0-1" / "data.json").read_text())
     assert data["noise"]["changed"] == data["noise"]["of"]  # every label is another one
     (here / "others.txt").write_text("0\n" * 400)

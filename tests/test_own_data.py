@@ -18,8 +18,12 @@ from PIL import Image
 
 from labelsmooth import _files
 from labelsmooth._errors import DataError
-from labelsmooth.training import cache, folders, images, load
+from labelsmooth.cli import main
+from labelsmooth.evaluation import load_predictions
+from labelsmooth.training import cache, folders, images, load, train
+from labelsmooth.training.checkpoints import load_state
 from labelsmooth.training.data import Progress
+from labelsmooth.training.run import RunFolder
 from labelsmooth.training.survey import survey
 from tests.test_data import pictures, png
 
@@ -168,6 +172,48 @@ def test_a_file_that_must_not_be_read_is_not_called_damaged(name, tmp_path, monk
         monkeypatch.setattr(module, opener, refuse)
     with pytest.raises(DataError, match=rf"/{name} cannot be opened \(Permission denied\)$"):
         load(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / name).rename(tmp_path / "folder" / f"train.{name[2:]}")
+    if name in ("a.parquet", "a.csv"):
+        with pytest.raises(DataError, match=rf"/train.{name[2:]} cannot be opened"):
+            load(tmp_path / "folder")
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Makes Python refuse to open some files, as a system does to who may not; root may open any."""
+    original = io.open
+
+    def refuse(*paths):
+        def opened(file, *arguments, **options):
+            if not isinstance(file, int) and Path(os.fsdecode(file)) in paths:
+                raise PermissionError(13, "Permission denied", str(file))
+            return original(file, *arguments, **options)
+
+        monkeypatch.setattr("io.open", opened)
+        monkeypatch.setattr("builtins.open", opened)
+
+    return refuse
+
+
+def test_a_run_whose_files_must_not_be_read(refused, tmp_path):
+    run = train("digits", epochs=1, out=tmp_path).folder
+    test, best, told = (
+        run / name for name in
+        ("predictions/test.npz", "checkpoints/best.safetensors", "data.json")
+    )  # fmt: skip
+    np.save(tmp_path / "logits.npy", np.zeros((2, 2)))
+    np.save(tmp_path / "labels.npy", np.zeros(2, np.int64))
+    refused(test, best, told, tmp_path / "logits.npy")
+    for read, path in (
+        (lambda: load_predictions(test), test), (lambda: load_predictions(tmp_path), tmp_path / "logits.npy"),
+        (lambda: load_state(best), best), (lambda: RunFolder(run).read_json("data.json"), told),
+        (lambda: load("digits", noise=test), test),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=f"^{re.escape(str(path))} cannot be opened .Permission denied.$"):
+            read()
+    assert main(["evaluate", str(run)]) == 3
+    assert main(["predict", str(run), str(test)]) == 3
 
 
 @pytest.mark.parametrize(

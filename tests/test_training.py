@@ -654,8 +654,9 @@ def test_the_fast_recipe_fits_the_data():
     few, many, grey = FAST.for_data(90, (64, 64, 3)), FAST.for_data(45_000, (32, 32, 3)), FAST.for_data(1293, (8, 8, 1))
     assert (few.batch_size, few.epochs, few.flip) == (32, 140, True)  # 2 steps an epoch
     assert many == FAST
-    tiny = {"lr": 0.06, "cutout": 0, "shift": 0.1, "shift_by": "part"}
-    assert grey == replace(FAST, batch_size=64, epochs=14, flip=False, **tiny)
+    tiny = {"cutout": 0, "shift": 0.1, "shift_by": "part"}
+    assert grey == replace(FAST, batch_size=64, epochs=14, flip=False, lr=0.061, **tiny)  # 0.24 √(64 / 1000)
+    assert FAST.for_data(50_000, (8, 8, 3)) == replace(FAST, **tiny)
     assert CLASSIC.for_data(90, (8, 8, 1)) == CLASSIC
     assert CLASSIC.for_data(42, (8, 8, 1)) == replace(CLASSIC, batch_size=42)  # all that there is
 

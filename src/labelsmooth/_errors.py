@@ -1,8 +1,16 @@
 """The errors of the command and of training; each says what, where, and how to mend it."""
 
+import errno
+import os
+
 
 class DataError(ValueError):
     """The data cannot be used as they are."""
+
+
+def refused(path: object) -> DataError:
+    """What is there cannot be used, for want of the permission to read it; nothing says that it is damaged."""
+    return DataError(f"{path} cannot be opened ({os.strerror(errno.EACCES)})")
 
 
 class TrainingError(RuntimeError):

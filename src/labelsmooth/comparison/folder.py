@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from labelsmooth import __version__, _files
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth.comparison.arms import Arm
 from labelsmooth.comparison.scores import METRICS, Scores
 
@@ -100,6 +100,8 @@ class ComparisonFolder:
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format {manifest['format']}; this version reads {FORMAT}")
             return manifest
+        except PermissionError:
+            raise refused(self.manifest_file) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.manifest_file} is damaged ({error})") from None
 

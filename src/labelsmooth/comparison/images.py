@@ -78,7 +78,7 @@ class ImageTrials:
 
     def run(self, folder: Path, arm: Arm, seed: int, reporter: Any) -> None:
         """Train in `folder`, or go on there; its own report, of which few are looked at, is left to those who ask."""
-        if RunFolder(folder).finished:
+        if RunFolder(folder).tested:
             return
         if (folder / "config.yaml").is_file():
             session.resume(folder, reporter=reporter, report=False)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from labelsmooth import _checks, _files
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _file(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], lis
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except PermissionError:
-        raise
+        raise refused(path) from None
     except _files.NPZ_DAMAGE as error:
         raise DataError(f"{path} is no readable .npz file ({error})") from None
 
@@ -146,6 +146,6 @@ def _array(file: Path) -> np.ndarray:
             raise ValueError("it is an .npz file")
         return array
     except PermissionError:
-        raise
+        raise refused(file) from None
     except _files.NPZ_DAMAGE as error:
         raise DataError(f"{file} is no readable .npy file ({error})") from None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from labelsmooth import _files
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth._text import nearest
 from labelsmooth.files.source import Source, Write
 
@@ -38,6 +38,8 @@ class NpySource(_ArraySource):
             with path.open("rb") as file:
                 shape, self._fortran, dtype = _header(file)
                 self._offset = file.tell()
+        except PermissionError:
+            raise refused(path) from None
         except _files.NPZ_DAMAGE as error:
             raise DataError(f"{path} is no readable .npy file ({_reason(error)})") from None
         self.describe(shape, dtype)
@@ -61,6 +63,8 @@ class NpzSource(_ArraySource):
                     shape, self._fortran, dtype = _header(file)
         except DataError:
             raise
+        except PermissionError:
+            raise refused(path) from None
         except _files.NPZ_DAMAGE as error:
             raise DataError(f"{path} is no readable .npz file ({_reason(error)})") from None
         self.name = f"{self._member.removesuffix('.npy')} in {path}"

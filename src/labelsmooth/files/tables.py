@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import compute
 
 from labelsmooth import _checks
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth._text import nearest, printable
 from labelsmooth.files.source import Source, Write
 
@@ -84,6 +84,8 @@ class CsvSource(Source):
     def _reading(self) -> Iterator[None]:
         try:
             yield
+        except PermissionError:
+            raise refused(self.path) from None
         except (pa.ArrowException, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
             raise DataError(f"{self.path} is no readable CSV file ({printable(reason)})") from None
@@ -160,6 +162,8 @@ class ParquetSource(Source):
     def _reading(self) -> Iterator[None]:
         try:
             yield
+        except PermissionError:
+            raise refused(self.path) from None
         except (pa.ArrowException, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise DataError(f"{self.path} is no readable parquet file ({printable(reason)})") from None

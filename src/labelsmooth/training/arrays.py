@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from labelsmooth import _files
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth.training import cache
 from labelsmooth.training.images import Decoded
 from labelsmooth.training.listing import SPLIT_NAMES, SPLITS, Listing
@@ -38,8 +38,10 @@ def read(path: Path) -> Listing:
             classes = None if names is None else tuple(map(str, np.ravel(file[names])))
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except (DataError, PermissionError):
+    except DataError:
         raise
+    except PermissionError:
+        raise refused(path) from None
     except _files.NPZ_DAMAGE as error:
         reason = "it holds Python objects, which are not loaded" if "allow_pickle" in str(error) else error
         raise DataError(f"{path} is no readable .npz file ({reason})") from None

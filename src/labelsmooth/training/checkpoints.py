@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from labelsmooth import _files
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth.training.run import RunFolder
 
 # Before the names of the optimiser's tensors, and of those of the running epoch; a weight's name has no slash.
@@ -146,6 +146,7 @@ def _digest(tensors: dict[str, Tensor], state: str) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
+        path.open("rb").close()  # what must not be opened is, to safe_open, not there
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = json.loads(metadata["labelsmooth"])
@@ -155,7 +156,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise DataError(f"there is no checkpoint {path}") from None
     except PermissionError:
-        raise
+        raise refused(path) from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(f"the checkpoint {path} is damaged ({error})") from None
     return tensors, state

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth.training import arrays
 from labelsmooth.training.cache import cache_folder
 from labelsmooth.training.listing import Listing
@@ -103,7 +103,7 @@ def _from_archive(path: Path) -> dict[str, bytes]:
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except PermissionError:
-        raise
+        raise refused(path) from None
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is no readable archive ({error}); is it damaged, or cut off?") from None
     return blobs

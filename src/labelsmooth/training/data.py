@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from labelsmooth import _checks
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth._text import nearest
 from labelsmooth.training import arrays, cifar10, folders, tables
 from labelsmooth.training.listing import SPLITS, Listing, Progress
@@ -289,13 +289,14 @@ def find(
         raise DataError(f"no data are named; give {KINDS}")
     try:
         return _find(source, image_column, label_column, download)
-    except PermissionError as error:
-        raise DataError(f"{source} cannot be opened ({error.strerror})") from None
+    except PermissionError:
+        raise refused(source) from None
 
 
 def _find(source: str | Path, image_column: str | None, label_column: str | None, download: object) -> Listing:
     path, columns = _path(source), {"image_column": image_column, "label_column": label_column}
-    if str(source) not in _NAMED:
+    archive = path.name.endswith((".tar.gz", ".tgz", ".tar")) or (path / cifar10.TEST_FILE).is_file()
+    if str(source) not in _NAMED and not archive:
         single = path.suffix.lower() in tables.SUFFIXES and not path.is_dir()
         files = {"train": path} if single else tables.in_folder(path) if path.is_dir() else {}
         if files:
@@ -309,7 +310,7 @@ def _find(source: str | Path, image_column: str | None, label_column: str | None
         return arrays.digits()
     if str(source) == "cifar10":
         return cifar10.read(cifar10.fetch(download))
-    if path.name.endswith((".tar.gz", ".tgz", ".tar")) or (path / cifar10.TEST_FILE).is_file():
+    if archive:
         return cifar10.read(path)
     if path.suffix.lower() == ".npz" and not path.is_dir():
         return arrays.read(path)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from labelsmooth import _checks, _files
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth._text import nearest
 from labelsmooth.training import arrays
 from labelsmooth.training.listing import Listing
@@ -152,8 +152,10 @@ def _of_file(path: Path, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, bytes
         given = _array(path) if path.suffix.lower() in (".npy", ".npz") else _text(path)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}, which --noise names") from None
-    except (DataError, PermissionError):
+    except DataError:
         raise
+    except PermissionError:
+        raise refused(path) from None
     except (*_files.NPZ_DAMAGE, csv.Error) as error:
         pickled = "pickle" in str(error)
         reason = "it is damaged, or holds Python objects, which are not loaded" if pickled else error

@@ -18,7 +18,7 @@ _SCHEDULE_STEPS = ("epoch", "step")
 _SHIFTS = ("part", "pixels")
 _LEAST_STEPS = 280  # of a training by the fast recipe
 _STEPS = 20  # per epoch, which the fast recipe aims at with fewer examples than its batches were made for
-_TINY: dict[str, Any] = {"lr": 0.06, "cutout": 0.0, "shift": 0.1, "shift_by": "part"}  # of `fast`, for tiny images
+_TINY: dict[str, Any] = {"cutout": 0.0, "shift": 0.1, "shift_by": "part"}  # of `fast`, for tiny images
 VAL_SHARE = 0.1  # of the training examples
 _VAL_MOST, _VAL_MOST_PER_CLASS = 1000, 10  # validation images of the fast recipe, the larger of the two
 
@@ -143,13 +143,14 @@ class Recipe:
 
         No batch is larger than all of them. `fast` takes smaller batches and more epochs where there are few, mirrors
         no grey images, which tend to be characters, and is careful with tiny ones: nothing is blanked out, since a
-        stroke or an eye is not much wider than the square, they are shifted by parts of a pixel, and learnt slowly.
+        stroke or an eye is not much wider than the square, they are shifted by parts of a pixel, and the learning rate
+        falls with the square root of the batch.
         """
         if self.name != "fast":
             return replace(self, batch_size=min(self.batch_size, max(1, examples)))
         batch = min(self.batch_size, max(32, examples // _STEPS))
         epochs = max(self.epochs, math.ceil(_LEAST_STEPS / max(1, examples // batch)))
-        careful = _TINY if tiny(image_shape) else {}
+        careful = _TINY | {"lr": round(self.lr * math.sqrt(batch / self.batch_size), 3)} if tiny(image_shape) else {}
         return replace(self, batch_size=batch, epochs=epochs, flip=self.flip and image_shape[2] > 1, **careful)
 
     def val_share(self, examples: int, classes: int) -> float:

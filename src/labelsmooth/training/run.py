@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from labelsmooth import __version__, _checks, _files
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth.training import frameworks, noise
 from labelsmooth.training.recipes import Recipe
 
@@ -140,9 +140,14 @@ class RunFolder:
         return self.path / "predictions" / f"{split}.npz"
 
     @property
+    def tested(self) -> bool:
+        """Its figures are there."""
+        return (self.path / "summary.json").is_file()
+
+    @property
     def finished(self) -> bool:
         """Its figures are there, and its pictures, which come last."""
-        return (self.path / "summary.json").is_file() and (self.path / "report.html").is_file()
+        return self.tested and (self.path / "report.html").is_file()
 
     @property
     def tested_checkpoint(self) -> str | None:
@@ -202,7 +207,7 @@ class RunFolder:
         except FileNotFoundError:
             raise DataError(f"{self.path} has no {name}") from None
         except PermissionError:
-            raise
+            raise refused(self.path / name) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path / name} is damaged ({error})") from None
         if not isinstance(value, dict):

@@ -372,7 +372,7 @@ def _finish(
                 _draw_all(training, folder, reporter, plot, report)
     except (KeyboardInterrupt, Stopped):
         if summary is not None:
-            folder.log("interrupted while its report was drawn")
+            folder.log("interrupted when it was tested, without its report")
             accuracy = summary["test"]["accuracy"]
             saved = f"the finished run, test accuracy {accuracy:.4f}, without its report and pictures"
             raise Interrupted(str(folder.path), saved, "report") from None

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from labelsmooth._errors import DataError
+from labelsmooth._errors import DataError, refused
 from labelsmooth._text import nearest, shortened
 from labelsmooth.files.tables import LABEL_NAMES, delimiter, is_text
 from labelsmooth.training import cache
@@ -117,7 +117,7 @@ class _Table:
             self.delimiter = delimiter(path) if self.is_csv else ""
             schema = self._open_csv(None).schema if self.file is None else self.file.schema_arrow
         except PermissionError:
-            raise
+            raise refused(path) from None
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
             kind = "CSV" if self.is_csv else "parquet"
