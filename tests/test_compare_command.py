@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,31 @@ def test_a_trial_that_was_tested_is_not_tested_again(copied, capsys):
     assert run(capsys, "--resume", copied)[0] == 0
     assert (trial / "trial.json").is_file()
     assert (trial / "predictions" / "test.npz").stat().st_mtime_ns == tested
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:900])])
+def test_predictions_that_were_lost_are_made_again(damage, copied, capsys):
+    trial = copied / "runs" / "smoothing-0-0"
+    lost, metrics = trial / "predictions" / "test.npz", (trial / "metrics.csv").read_bytes()
+    with np.load(lost) as file:
+        logits = file["logits"]
+    answer = json.loads((copied / "stats.json").read_text())["answer"]
+    damage(lost)
+    code, out, err = run(capsys, "--resume", copied)
+    assert code == 0, err
+    assert "ε = 0 with seed 0 is done again" in " ".join(out.split())
+    with np.load(lost) as file:
+        assert np.array_equal(file["logits"], logits)
+    assert (trial / "metrics.csv").read_bytes() == metrics  # tested anew, not trained
+    assert json.loads((copied / "stats.json").read_text())["answer"] == answer
+
+
+def test_a_test_set_of_one_is_refused_before_anything_is_trained(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=np.arange(40) % 2, x_test=images[:1], y_test=[0])
+    code, _, err = run(capsys, tmp_path / "a.npz", "--out", tmp_path / "out")
+    assert (code, "has one image; a comparison needs two" in " ".join(err.split())) == (3, True), err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_ece_stands_beside_its_bins_and_its_expectation(copied, capsys):

@@ -37,12 +37,18 @@ def mixed(rng, seeds, examples, of_seeds=0.01, of_examples=0.005, residual=0.0):
     return values + residual * np.sqrt(examples) * rng.standard_normal((seeds, examples))
 
 
-def simulate(make, *arguments, margin=0.005, effect=0.0):
+def rare(rng, seeds, examples, share, own):
+    """An arm that is right on `share` more of the examples: on the same under every seed, or under each on its own."""
+    return np.broadcast_to(rng.random((seeds if own else 1, examples)) < share, (seeds, examples)).astype(float)
+
+
+def simulate(make, *arguments, margin=0.005, effect=0.0, binary=False):
     """Rates of verdicts, and of 95 % intervals that hold the truth."""
     counted = dict.fromkeys(("helps", "hurts", "equivalent", "inconclusive", "covered"), 0)
     for number in range(SIMULATIONS):
         values = make(np.random.default_rng(number), *arguments)
-        difference = statistics.mean_difference(values + effect)
+        values = values if binary else values + effect
+        difference = statistics.mean_difference(values, binary=binary)
         low, high = difference.interval(0.95)
         counted["covered"] += low <= effect <= high
         counted[statistics.judge([difference], margin, "higher")[0].verdict] += 1
@@ -53,7 +59,7 @@ def simulate(make, *arguments, margin=0.005, effect=0.0):
 @pytest.mark.parametrize("examples", [360, 10_000])
 @pytest.mark.parametrize("make", [exchangeable, uncertain])
 def test_arms_that_are_alike_are_seldom_told_apart(make, examples, seeds):
-    rates = simulate(make, seeds, examples, margin=0.0)
+    rates = simulate(make, seeds, examples, margin=0.0, binary=True)
     assert rates["helps"] + rates["hurts"] <= 0.05 + SLACK
     assert rates["covered"] >= 0.95 - SLACK
 
@@ -84,6 +90,17 @@ def test_intervals_are_exact_under_seed_noise_alone(seeds):
 def test_a_difference_at_the_edge_of_the_margin_is_seldom_called_equivalent(shares, seeds):
     margin = 0.005
     assert simulate(mixed, seeds, 360, *shares, margin=margin, effect=margin)["equivalent"] <= 0.05 + SLACK
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    ("examples", "seeds", "share"),
+    [(48, 2, 0.005), (48, 2, 0.02), (100, 3, 0.005), (360, 3, 0.005), (360, 10, 0.005), (1000, 5, 0.005)],
+)
+def test_arms_that_seldom_differ_are_not_called_equivalent_for_that(examples, seeds, share, own):
+    rates = simulate(rare, seeds, examples, share, own, effect=share, binary=True)
+    assert rates["equivalent"] <= 0.05 + SLACK
+    assert rates["covered"] >= 0.95 - SLACK
 
 
 def test_looking_again_after_seeds_were_added_is_wrong_as_often_as_the_note_says():
@@ -137,6 +154,9 @@ def test_no_difference_at_all_is_certain():
     difference = statistics.mean_difference(np.zeros((3, 10)))
     assert (difference.p, difference.interval()) == (1.0, (0.0, 0.0))
     assert statistics.judge([difference], 0.005, "higher")[0].verdict == "equivalent"
+    never = statistics.mean_difference(np.zeros((3, 10)), binary=True)
+    assert never.interval(0.9)[1] > 0.2  # ten examples on which nothing differed say little
+    assert statistics.mean_difference(np.zeros((3, 10_000)), binary=True).interval(0.9)[1] < 0.0003
     always = statistics.mean_difference(np.full((3, 10), 0.5))
     assert always.p == 0
     assert statistics.judge([always], 0.005, "lower")[0].verdict == "hurts"

@@ -35,7 +35,7 @@ def evaluate(
     bins = bin_count(bins)
     if split == "val" and not source.is_dir():
         raise DataError(f"{source} is no folder, so it has no split val; leave out --split")
-    path, held_out = _find(source, split), None
+    path, beside, held_out = _find(source, split), None, None
     if validation is not None:
         beside = _find(validation, "val")
         if path.resolve() == beside.resolve() and (split == "val" or not path.is_dir()):
@@ -43,7 +43,8 @@ def evaluate(
             raise DataError(str(_checks.error("--validation", rule, beside)))
         held_out = load_predictions(beside, "val")
     elif split == "test" and _has(source, "val"):
-        held_out = load_predictions(_find(source, "val"), "val")
+        beside = _find(source, "val")
+        held_out = load_predictions(beside, "val")
     predictions = load_predictions(path, split)
     if held_out is not None:
         check_disjoint(predictions, held_out)
@@ -57,7 +58,7 @@ def evaluate(
             bins=bins,
         )
     except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{beside if str(error).startswith('validation ') else path}: {error}") from None
     if json:
         print_json({"predictions": str(path), **result.as_dict()})
     else:

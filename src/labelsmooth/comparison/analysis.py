@@ -217,7 +217,7 @@ def _difference(
     other = against or metric
     per_seed = np.array([one.values[metric] - base.values[other] for one, base in pairs])
     pseudovalues = np.stack([one.pseudovalues(metric) - base.pseudovalues(other) for one, base in pairs])
-    return statistics.difference(per_seed, pseudovalues)
+    return statistics.difference(per_seed, pseudovalues, binary=METRICS[metric].binary)
 
 
 def _effects(
@@ -266,7 +266,7 @@ def _answer(analysis: Analysis, name: str, planned: int) -> str:
     if seeds < 2:
         return (
             f"One seed cannot answer whether label smoothing helps on {name}: how much of a difference is luck cannot "
-            f"be told without a second. {'Ask for 5 seeds.' if planned < 2 else 'Others are to come.'}"
+            f"be told without a second. {'Ask for 5 seeds.' if planned < 2 else 'No other is finished in every arm.'}"
         )
     basis = f"{seeds} seeds, {examples:,} test examples"
     arm = _subject(analysis)

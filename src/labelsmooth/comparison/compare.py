@@ -87,7 +87,8 @@ class Comparison:
     def answer(self) -> str:
         """One sentence."""
         if self.analysis is None:
-            return "No seed is finished in the baseline and in another arm, so nothing can be compared yet."
+            failed = f" ({len(self.failed)} trials failed)" if self.failed else ""
+            return f"No seed is finished in the baseline and in another arm{failed}, so nothing can be compared yet."
         return ("Partial: " if self.partial else "") + self.analysis.answer
 
     def as_dict(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def compare(
         >>> import numpy as np
         >>> from labelsmooth.comparison import compare
         >>> def train(seed, smoothing):  # the same accuracy whatever ε
-        ...     test, val = (np.random.default_rng(k).integers(0, 3, 300) for k in (0, 1))
+        ...     test, val = (np.random.default_rng(k).integers(0, 3, 3000) for k in (0, 1))
         ...     return np.eye(3)[val], val, np.eye(3)[test], test
         >>> compare(train, [0, 0.1], seeds=3, out=getfixture("tmp_path")).analysis.effects[0].verdict
         'equivalent'
@@ -273,12 +274,22 @@ class _Run:
             self._count_finished()  # by the others, meanwhile
             self.folder.write_json("manifest.json", self.manifest)
         if not self.took and self.failed:
-            raise TrainingError(f"every trial failed; the first with: {self.failed[0].error} (in {self.folder.path})")
+            failed, text = len(self.failed), "every trial failed"
+            if failed < len(self.every):
+                text = f"the first {failed} trials failed, and no other was begun"
+            raise TrainingError(f"{text}; the first with: {self.failed[0].error} (in {self.folder.path})")
         return self._conclude()
 
     def _count_finished(self) -> None:
         for arm, seed in self.every:
-            if (arm, seed) not in self.took and (done := self.folder.done(arm, seed)) is not None:
+            if (arm, seed) in self.took or (done := self.folder.done(arm, seed)) is None:
+                continue
+            try:
+                running.read_predictions(self.folder.trial(arm, seed))
+            except DataError as error:
+                self.folder.forget(arm, seed)
+                self.watcher.note(f"{error}; {arm.label} with seed {seed} is done again")
+            else:
                 self._finished(Outcome(arm, seed, done["seconds"]))
 
     def _finished(self, outcome: Outcome) -> Outcome:

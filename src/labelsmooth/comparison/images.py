@@ -10,6 +10,7 @@ from typing import Any
 
 from labelsmooth._errors import DataError
 from labelsmooth.comparison.arms import Arm
+from labelsmooth.comparison.trials import read_predictions
 from labelsmooth.training import memory, session
 from labelsmooth.training.data import ImageData
 from labelsmooth.training.loop import Reporter, Training
@@ -49,6 +50,8 @@ class ImageTrials:
             reporter: told of how the data are read.
         """
         first, images = session.prepare(data, reporter=reporter, **_SPLIT | dict(options))
+        if len(images.test) < 2:
+            raise DataError(f"the test set of {data} has one image; a comparison needs two, and many to tell anything")
         told = {"data": images.source, **options}
         if first.noise is not None:
             told["noise"] = first.noise  # a file's path, made absolute
@@ -79,7 +82,11 @@ class ImageTrials:
     def run(self, folder: Path, arm: Arm, seed: int, reporter: Any) -> None:
         """Train in `folder`, or go on there; its own report, of which few are looked at, is left to those who ask."""
         if RunFolder(folder).tested:
-            return
+            try:
+                read_predictions(folder)
+                return
+            except DataError:  # what the weights say is written anew
+                (folder / "summary.json").unlink()
         if (folder / "config.yaml").is_file():
             session.resume(folder, reporter=reporter, report=False)
         else:

@@ -28,16 +28,18 @@ class MetricKind:
         label: in tables.
         better: ``"higher"`` or ``"lower"``.
         margin: a difference below it does not matter, unless the user says otherwise.
+        binary: it is the share of examples that are right.
     """
 
     label: str
     better: str
     margin: float
+    binary: bool = False
 
 
 PRIMARY = "accuracy"
 METRICS = {
-    "accuracy": MetricKind("accuracy", "higher", 0.005),
+    "accuracy": MetricKind("accuracy", "higher", 0.005, binary=True),
     "nll": MetricKind("NLL", "lower", 0.01),
     "brier": MetricKind("Brier score", "lower", 0.01),
     "ece": MetricKind(f"ECE, {BINS} bins", "lower", 0.01),
@@ -104,6 +106,8 @@ def score(val: SplitPredictions, test: SplitPredictions, where: str) -> Scores:
         raise DataError(
             f"{where}: validation and test have the same logits and labels; ε is chosen on validation, so test others"
         )
+    if len(test.labels) < 2:
+        raise DataError(f"{where}: the test set has one example; a comparison needs two, and many to tell anything")
     on_val = _rows(val, f"{where}, validation")
     plain = _rows(test, f"{where}, test")
     if not np.isfinite(plain.nll).all():

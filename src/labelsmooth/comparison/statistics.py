@@ -18,6 +18,7 @@ LEAST_FOR_PERMUTATION = 8  # seeds; with fewer its smallest p is above 0.0078
 _EXACT_FLIPS = 14  # seeds up to which every pattern of signs is looked at
 _FLIPS = 20_000
 MOST_SEEDS = 1000
+_UNSEEN = 2  # examples on which right and wrong arms may differ, one each way, beside those on which they did
 _QUANTILES = (np.arange(64) + 0.5) / 64
 
 
@@ -71,7 +72,7 @@ class Difference:
         return total, _dof(a, total, seeds, self.examples)
 
 
-def mean_difference(values: np.ndarray) -> Difference:
+def mean_difference(values: np.ndarray, *, binary: bool = False) -> Difference:
     """The difference of a mean over examples.
 
     Model: d_si = μ + α_s + β_i + ε_si, seeds s = 1..n and examples i = 1..N both drawn at random. With A = s²(means of
@@ -82,6 +83,7 @@ def mean_difference(values: np.ndarray) -> Difference:
 
     Args:
         values: ``float[n, N]``, the difference on each example under each seed; n and N at least 2.
+        binary: see `difference`.
 
     Raises:
         ValueError: another shape, or nan.
@@ -92,21 +94,26 @@ def mean_difference(values: np.ndarray) -> Difference:
         (0.5, 0.103)
     """
     values = np.asarray(values, np.float64)
-    return difference(values.mean(axis=1) if values.ndim == 2 else values, values)
+    return difference(values.mean(axis=1) if values.ndim == 2 else values, values, binary=binary)
 
 
-def difference(per_seed: np.ndarray, pseudovalues: np.ndarray) -> Difference:
+def difference(per_seed: np.ndarray, pseudovalues: np.ndarray, *, binary: bool = False) -> Difference:
     """The difference of any metric, from its value under each seed and its jackknife pseudo-values over examples.
 
     Args:
         per_seed: ``float[n]``, the difference under each seed.
         pseudovalues: ``float[n, N]``; of a mean over examples, its differences themselves.
+        binary: each example is right or wrong under each arm. Where the arms seldom differ, the variance that is seen
+            is too small, and 0 where they never do; B is then that of two more examples on which they do, one each
+            way (which hardly changes B where they differ on twenty).
 
     Raises:
         ValueError: shapes that do not match, fewer than 2 seeds or examples, or nan.
 
     References:
-        Efron and Stein 1981, The jackknife estimate of variance.
+        Efron and Stein 1981, The jackknife estimate of variance; Agresti and Min 2005, Simple improved confidence
+        intervals for comparing matched proportions (their pseudo-observations, which are one such example, are too few
+        for a test of equivalence).
     """
     if pseudovalues.ndim != 2 or min(pseudovalues.shape) < 2:
         raise _checks.error("values", "have shape [seeds, examples] with at least 2 of each", pseudovalues.shape)
@@ -117,7 +124,8 @@ def difference(per_seed: np.ndarray, pseudovalues: np.ndarray) -> Difference:
     within = (pseudovalues - seeds[:, None]).ravel()
     squares = float(within @ within) - n * float(np.square(examples - mean).sum())
     residual = max(0.0, squares) / ((n - 1) * (count - 1))
-    of_seeds, of_examples = float(per_seed.var(ddof=1)), float(examples.var(ddof=1))
+    of_seeds = float(per_seed.var(ddof=1))
+    of_examples = float(examples.var(ddof=1)) + (_UNSEEN / count if binary else 0)
     a, b, c = of_seeds / n, of_examples / count, residual / (n * count)
     variance = max(a + b - c, a, b)
     return Difference(
