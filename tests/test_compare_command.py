@@ -152,7 +152,7 @@ def test_more_seeds_by_resuming(copied, capsys):
         (["--margin", "ece=.1", "ece=.2"], "margin must name a metric once"),
         (["--batch-size", "5000"], "batch_size must be at most"),
         (["--scheduler", "tcp://127.0.0.1:1", "--backend", "dask", "--jobs", "2"], "jobs must be left out"),
-        (["--vary", "dropuot=0,0.5"], "dropuot must be no option at all"),
+        (["--vary", "dropuot=0,0.5"], "a recipe has no option dropuot; did you mean dropout?; it has name, model"),
         (["--vary", "dropout=0,2"], "dropout must be a number in [0, 1)"),
         (["--vary", "epochs=1,2", "--epochs", "3"], "--vary epochs and --epochs both say"),
         (["--margin", "accuracy=x"], "margin must be METRIC=NUMBER"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from labelsmooth import _checks, schedules
+from labelsmooth._text import nearest
 from labelsmooth.training.models import MODELS, tiny
 
 METHODS = ("labels", "loss")
@@ -175,7 +176,7 @@ class Recipe:
         known = [field.name for field in fields(self)]
         for name in changes:
             if name not in known:
-                raise _checks.error(name, f"be no option at all; a recipe has {', '.join(known)}", repr(changes[name]))
+                raise ValueError(f"a recipe has no option {name}{nearest(name, known)}; it has {', '.join(known)}")
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
