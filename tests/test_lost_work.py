@@ -151,7 +151,7 @@ def test_an_interruption_while_the_report_is_drawn_says_what_is_missing(moment, 
     )
     assert "report    " not in captured.out
     assert (drawn, folder.finished) == ([], False)
-    assert (folder.path / "log.txt").read_text().endswith("interrupted while its report was drawn\n")
+    assert (folder.path / "log.txt").read_text().endswith("interrupted when it was tested, without its report\n")
     assert main(["report", "runs/digits-001"]) == 0
     assert folder.finished
 
