@@ -135,7 +135,7 @@ def time_all(seconds: float, compiled: bool) -> None:
                 f"{spread(ratios['F.cross_entropy'])}: {verdict}\n"
                 f"            {'; '.join(rest)}; ours / copy {spread(1 / ratios['copy'])}"
             )
-        # Whoever shares a core with this machine slows it by half, for seconds: the fastest tell of when nobody does.
+        # A shared machine has slow spells, of one thread or of both: the fastest tell of the times between.
         least = {name: float(np.quantile(again[name], 0.1)) for name in ("ours", "F.cross_entropy")}
         print(
             f"            the fastest tenth of each in a row: ours {least['ours'] * 1e3:.3g} ms, "

@@ -730,7 +730,7 @@ def test_the_command(folder, predictions, tmp_path, capsys):
         (
             (test, "--validation", tmp_path / "other.npz"),
             3,
-            "validation logits must have the 6 classes of the logits; got 4",
+            "other.npz: validation logits must have the 6 classes of the logits; got 4",
         ),
         ((test, "--validation", tmp_path / "gone.npz"), 3, "there is no file"),
         ((test, "--split", "val"), 3, "is no folder, so it has no split val; leave out --split"),

@@ -35,16 +35,15 @@ def evaluate(
     bins = bin_count(bins)
     if split == "val" and not source.is_dir():
         raise DataError(f"{source} is no folder, so it has no split val; leave out --split")
-    path, beside, held_out = _find(source, split), None, None
+    path, beside = _find(source, split), None
     if validation is not None:
         beside = _find(validation, "val")
         if path.resolve() == beside.resolve() and (split == "val" or not path.is_dir()):
             rule = "be other predictions than those that are tested"
             raise DataError(str(_checks.error("--validation", rule, beside)))
-        held_out = load_predictions(beside, "val")
     elif split == "test" and _has(source, "val"):
         beside = _find(source, "val")
-        held_out = load_predictions(beside, "val")
+    held_out = None if beside is None else load_predictions(beside, "val")
     predictions = load_predictions(path, split)
     if held_out is not None:
         check_disjoint(predictions, held_out)
