@@ -226,7 +226,7 @@ def test_a_file_needs_no_labels_for_what_is_not_trained_on(insects, tmp_path):
         ("a.npy", np.full(60, 0.5), r"the first is 0.5, at position 0"),
         ("a.npy", np.zeros((60, 3), int), r"has the shape \(60, 3\); labels must be \[N\] or \[N, 1\]"),
         ("a.npy", np.zeros(60, complex), r"has complex128 values that are neither class ids nor names"),
-        ("a.npy", np.array([None] * 60), r"is no readable file of labels \(it is damaged, or holds Python objects, which are not loaded\)"),
+        ("a.npy", np.array([None] * 60), r"is no readable file of labels \(it holds Python objects, which are not loaded\)"),
         ("a.npy", b"junk", r"is no readable file of labels \(it is damaged, or holds"),
         ("a.npy", b"", r"is no readable file of labels"),
         ("a.npz", {"a": np.zeros(60, int), "b": np.zeros(60, int)}, r"a.npz holds a, b; it must hold an array labels, or one array alone"),

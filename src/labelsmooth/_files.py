@@ -13,12 +13,38 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from labelsmooth import _checks
+from labelsmooth._errors import DataError, refused
+from labelsmooth._text import printable, reason
 
 # What NumPy raises while it reads an .npz file that is damaged, cut off, or none at all.
 NPZ_DAMAGE = (
     OSError, ValueError, EOFError, TypeError, RuntimeError, SyntaxError, OverflowError, MemoryError,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+
+@contextmanager
+def reading(path: object, says: str, damage: tuple[type[Exception], ...] = NPZ_DAMAGE) -> Iterator[None]:
+    """What goes wrong in the block, which reads `path`, becomes a sentence about it.
+
+    Args:
+        path: the file, as people know it.
+        says: what follows that where it is damaged; ``{}`` in it is why.
+        damage: the errors that mean damage.
+
+    Raises:
+        DataError: nothing is there, it must not be opened, or it is damaged.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except PermissionError:
+        raise refused(path) from None
+    except damage as error:
+        raise DataError(f"{path} {says.format(printable(reason(error)))}") from None
 
 
 @contextmanager

@@ -23,6 +23,15 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(_escaped, text)
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed: the first line of what the error says."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "allow_pickle" not in line:
+        return line
+    known = line.startswith("Object arrays")  # NumPy takes for a pickle whatever it does not know
+    return f"it {'holds' if known else 'is damaged, or holds'} Python objects, which are not loaded"
+
+
 def printable_lines(text: str) -> str:
     """`printable` of each line."""
     return "\n".join(map(printable, text.split("\n")))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from labelsmooth import __version__, _files
-from labelsmooth._errors import DataError, refused
+from labelsmooth._errors import DataError
 from labelsmooth.comparison.arms import Arm
 from labelsmooth.comparison.scores import METRICS, Scores
 
@@ -95,15 +95,11 @@ class ComparisonFolder:
         """Raises:
         DataError: it is damaged, or of another version.
         """
-        try:
+        with _files.reading(self.manifest_file, "is damaged ({})", (OSError, ValueError, KeyError, TypeError)):
             manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format {manifest['format']}; this version reads {FORMAT}")
             return manifest
-        except PermissionError:
-            raise refused(self.manifest_file) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.manifest_file} is damaged ({error})") from None
 
     def write_results(self, trials: Mapping[tuple[Arm, int], Scores], arms: Sequence[Arm]) -> None:
         """`results.csv`: a row per arm and seed."""

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from labelsmooth import _checks, _files
-from labelsmooth._errors import DataError, refused
+from labelsmooth._errors import DataError
 
 
 @dataclass(frozen=True)
@@ -106,21 +106,14 @@ def _names(classes: np.ndarray, path: Path) -> tuple[str, ...]:
 
 def _file(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays that are wanted, and the names of all."""
-    try:
-        with path.open("rb") as opened:
-            if not opened.read(6).startswith((b"PK", b"\x93NUMPY")):  # which NumPy takes for a pickle
-                raise ValueError("it is another kind of file")
-            opened.seek(0)
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array; give a file with the arrays logits and labels")
-            return {name: file[name] for name in file.files if name in wanted}, list(file.files)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}") from None
-    except PermissionError:
-        raise refused(path) from None
-    except _files.NPZ_DAMAGE as error:
-        raise DataError(f"{path} is no readable .npz file ({error})") from None
+    with _files.reading(path, "is no readable .npz file ({})"), path.open("rb") as opened:
+        if not opened.read(6).startswith((b"PK", b"\x93NUMPY")):  # which NumPy takes for a pickle
+            raise ValueError("it is another kind of file")
+        opened.seek(0)
+        file = np.load(opened, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array; give a file with the arrays logits and labels")
+        return {name: file[name] for name in file.files if name in wanted}, list(file.files)
 
 
 def _folder(path: Path, prefix: str, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -131,21 +124,15 @@ def _folder(path: Path, prefix: str, wanted: Sequence[str]) -> tuple[dict[str, n
     arrays = {name: _array(files[name]) for name in held if name in wanted}
     listed = path / "classes.txt"
     if "classes" in wanted and "classes" not in arrays and listed.is_file():
-        try:
+        with _files.reading(listed, "is not UTF-8 ({})", (UnicodeDecodeError,)):
             arrays["classes"] = np.array(listed.read_text(encoding="utf-8").splitlines(), np.str_)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{listed} is not UTF-8 ({error})") from None
     return arrays, held
 
 
 def _array(file: Path) -> np.ndarray:
-    try:
+    with _files.reading(file, "is no readable .npy file ({})"):
         array = np.load(file, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             array.close()
             raise ValueError("it is an .npz file")
         return array
-    except PermissionError:
-        raise refused(file) from None
-    except _files.NPZ_DAMAGE as error:
-        raise DataError(f"{file} is no readable .npy file ({error})") from None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from labelsmooth import _files
-from labelsmooth._errors import DataError, refused
+from labelsmooth._errors import DataError
 from labelsmooth._text import nearest
 from labelsmooth.files.source import Source, Write
 
@@ -34,14 +34,9 @@ class NpySource(_ArraySource):
         if column is not None:
             raise DataError(f"{path} is one array, without columns; leave out --column")
         self.path, self.name = path, str(path)
-        try:
-            with path.open("rb") as file:
-                shape, self._fortran, dtype = _header(file)
-                self._offset = file.tell()
-        except PermissionError:
-            raise refused(path) from None
-        except _files.NPZ_DAMAGE as error:
-            raise DataError(f"{path} is no readable .npy file ({_reason(error)})") from None
+        with _files.reading(path, "is no readable .npy file ({})"), path.open("rb") as file:
+            shape, self._fortran, dtype = _header(file)
+            self._offset = file.tell()
         self.describe(shape, dtype)
         self._shape = shape
         self._whole(path.stat().st_size, self._offset + math.prod(shape) * dtype.itemsize)
@@ -55,18 +50,11 @@ class NpzSource(_ArraySource):
 
     def __init__(self, path: Path, column: str | None) -> None:
         self.path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                held = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-                self._member = f"{_chosen(held, column, path)}.npy"
-                with archive.open(self._member) as file:
-                    shape, self._fortran, dtype = _header(file)
-        except DataError:
-            raise
-        except PermissionError:
-            raise refused(path) from None
-        except _files.NPZ_DAMAGE as error:
-            raise DataError(f"{path} is no readable .npz file ({_reason(error)})") from None
+        with _files.reading(path, "is no readable .npz file ({})"), zipfile.ZipFile(path) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            self._member = f"{_chosen(held, column, path)}.npy"
+            with archive.open(self._member) as file:
+                shape, self._fortran, dtype = _header(file)
         self.name = f"{self._member.removesuffix('.npy')} in {path}"
         self.describe(shape, dtype)
         self._shape = shape
@@ -90,10 +78,8 @@ class NpzSource(_ArraySource):
                 yield np.frombuffer(data, self.dtype).reshape(count, *self._shape[1:]), None
 
     def _read(self, file: IO[bytes], size: int) -> bytes:
-        try:
+        with _files.reading(self.name, "cannot be read ({}); is it damaged, or cut off?"):
             return file.read(size)
-        except _files.NPZ_DAMAGE as error:
-            raise DataError(f"{self.name} cannot be read ({_reason(error)}); is it damaged, or cut off?") from None
 
 
 @contextmanager
@@ -151,7 +137,3 @@ def _chosen(held: list[str], asked: str | None, path: Path) -> str:
         if name in held:
             return name
     raise DataError(f"{path} has no array called labels; it holds {listed}; --column names one")
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

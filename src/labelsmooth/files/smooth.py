@@ -265,7 +265,7 @@ def _read_prior(path: Path) -> np.ndarray:
     if not path.is_file():
         hint = nearest(str(path), PRIORS)
         raise DataError(f"there is no file {path}; a prior is {', '.join(PRIORS)} or a file of K numbers{hint}")
-    try:
+    with _files.reading(path, "is no readable file of a prior ({})"):
         if path.suffix.lower() in (".npy", ".npz"):
             with path.open("rb") as opened:
                 file = np.load(opened, allow_pickle=False)
@@ -276,5 +276,3 @@ def _read_prior(path: Path) -> np.ndarray:
                 return file["prior" if "prior" in file.files else file.files[0]]
         words = re.split(r"[\s,;]+", path.read_text(encoding="utf-8-sig").strip())
         return np.array([float(word) for word in words])
-    except _files.NPZ_DAMAGE as error:
-        raise DataError(f"{path} is no readable file of a prior ({error})") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,8 +14,8 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 from pyarrow import compute
 
-from labelsmooth import _checks
-from labelsmooth._errors import DataError, refused
+from labelsmooth import _checks, _files
+from labelsmooth._errors import DataError
 from labelsmooth._text import nearest, printable
 from labelsmooth.files.source import Source, Write
 
@@ -80,15 +80,8 @@ class CsvSource(Source):
         )
         return pcsv.open_csv(self.path, read, parse, convert)
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except PermissionError:
-            raise refused(self.path) from None
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"{self.path} is no readable CSV file ({printable(reason)})") from None
+    def _reading(self) -> AbstractContextManager[None]:
+        return _files.reading(self.path, "is no readable CSV file ({})", (pa.ArrowException, UnicodeDecodeError))
 
 
 class ParquetSource(Source):
@@ -158,15 +151,8 @@ class ParquetSource(Source):
             row = next(place for place, value in enumerate(column) if not value.is_valid)
             raise DataError(f"{self.where(first + row)} has no label")
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except PermissionError:
-            raise refused(self.path) from None
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"{self.path} is no readable parquet file ({printable(reason)})") from None
+    def _reading(self) -> AbstractContextManager[None]:
+        return _files.reading(self.path, "is no readable parquet file ({})", (pa.ArrowException, OSError))
 
 
 @contextmanager

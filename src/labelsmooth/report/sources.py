@@ -18,7 +18,7 @@ import yaml
 
 from labelsmooth import _files
 from labelsmooth._errors import DataError
-from labelsmooth._text import printable
+from labelsmooth._text import printable, reason
 from labelsmooth.evaluation import Predictions, load_predictions
 
 T = TypeVar("T")
@@ -146,11 +146,6 @@ class Source:
         except OSError:
             return []
         return [printable(line) for line in lines[-_LOG_LINES:]]
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def misfit(value: Any, shape: Any, where: str = "") -> str:

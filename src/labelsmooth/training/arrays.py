@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from labelsmooth import _files
-from labelsmooth._errors import DataError, refused
+from labelsmooth._errors import DataError
 from labelsmooth.training import cache
 from labelsmooth.training.images import Decoded
 from labelsmooth.training.listing import SPLIT_NAMES, SPLITS, Listing
@@ -27,24 +27,18 @@ def read(path: Path) -> Listing:
     Raises:
         DataError: the file is damaged, or an array is missing or of another shape or range.
     """
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is a single array; it must hold images and labels")
-            pairs = _pairs(list(file.files), path)
-            images = {split: _images(file[x], f"{x} in {path}") for split, (x, _) in pairs.items()}
-            labels = {split: as_labels(file[y], f"{y} in {path}") for split, (_, y) in pairs.items()}
-            names = next((name for name in ("classes", "class_names") if name in file.files), None)
-            classes = None if names is None else tuple(map(str, np.ravel(file[names])))
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}") from None
-    except DataError:
-        raise
-    except PermissionError:
-        raise refused(path) from None
-    except _files.NPZ_DAMAGE as error:
-        reason = "it holds Python objects, which are not loaded" if "allow_pickle" in str(error) else error
-        raise DataError(f"{path} is no readable .npz file ({reason})") from None
+    with (
+        _files.reading(path, "is no readable .npz file ({})"),
+        path.open("rb") as opened,
+        np.load(opened, allow_pickle=False) as file,
+    ):
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is a single array; it must hold images and labels")
+        pairs = _pairs(list(file.files), path)
+        images = {split: _images(file[x], f"{x} in {path}") for split, (x, _) in pairs.items()}
+        labels = {split: as_labels(file[y], f"{y} in {path}") for split, (_, y) in pairs.items()}
+        names = next((name for name in ("classes", "class_names") if name in file.files), None)
+        classes = None if names is None else tuple(map(str, np.ravel(file[names])))
     for split, (x, y) in pairs.items():
         if len(images[split]) == 0:
             raise DataError(f"the {split} split of {path} is empty ({x})")

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from labelsmooth import _files
-from labelsmooth._errors import DataError, refused
+from labelsmooth._errors import DataError
 from labelsmooth.training.run import RunFolder
 
 # Before the names of the optimiser's tensors, and of those of the running epoch; a weight's name has no slash.
@@ -145,7 +145,9 @@ def _digest(tensors: dict[str, Tensor], state: str) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
+    with _files.reading(f"the checkpoint {path}", "is damaged ({})", (SafetensorError, OSError, KeyError, ValueError)):
+        if not path.exists():
+            raise DataError(f"there is no checkpoint {path}")
         path.open("rb").close()  # what must not be opened is, to safe_open, not there
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -153,10 +155,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if _digest(tensors, metadata["labelsmooth"]) != metadata["sha256"]:
             raise ValueError("its values do not have the checksum that they had")
-    except FileNotFoundError:
-        raise DataError(f"there is no checkpoint {path}") from None
-    except PermissionError:
-        raise refused(path) from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise DataError(f"the checkpoint {path} is damaged ({error})") from None
     return tensors, state

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from labelsmooth._errors import DataError, refused
+from labelsmooth import _files
+from labelsmooth._errors import DataError
 from labelsmooth.training import arrays
 from labelsmooth.training.cache import cache_folder
 from labelsmooth.training.listing import Listing
@@ -92,20 +93,17 @@ def _from_folder(path: Path) -> dict[str, bytes]:
 def _from_archive(path: Path) -> dict[str, bytes]:
     """The members, read in memory: nothing is unpacked to the disk."""
     blobs = {}
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                name = Path(member.name).name
-                if member.isfile() and name in (*TRAIN_FILES, TEST_FILE):
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    blobs[name] = stream.read()
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}") from None
-    except PermissionError:
-        raise refused(path) from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} is no readable archive ({error}); is it damaged, or cut off?") from None
+    damage = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+    with (
+        _files.reading(path, "is no readable archive ({}); is it damaged, or cut off?", damage),
+        tarfile.open(path, "r:*") as archive,
+    ):
+        for member in archive:
+            name = Path(member.name).name
+            if member.isfile() and name in (*TRAIN_FILES, TEST_FILE):
+                stream = archive.extractfile(member)
+                assert stream is not None
+                blobs[name] = stream.read()
     return blobs
 
 

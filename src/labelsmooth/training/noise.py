@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from labelsmooth import _checks, _files
-from labelsmooth._errors import DataError, refused
+from labelsmooth._errors import DataError
 from labelsmooth._text import nearest
 from labelsmooth.training import arrays
 from labelsmooth.training.listing import Listing
@@ -146,20 +146,12 @@ def _of_column(name: str, listing: Listing) -> np.ndarray:
 
 def _of_file(path: Path, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, bytes]:
     """The labels for the training split, their positions in the file, and its SHA-256."""
-    try:
+    with _files.reading(path, "is no readable file of labels ({})", (*_files.NPZ_DAMAGE, csv.Error)):
+        if not path.exists():
+            raise DataError(f"there is no file {path}, which --noise names")
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
         given = _array(path) if path.suffix.lower() in (".npy", ".npz") else _text(path)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}, which --noise names") from None
-    except DataError:
-        raise
-    except PermissionError:
-        raise refused(path) from None
-    except (*_files.NPZ_DAMAGE, csv.Error) as error:
-        pickled = "pickle" in str(error)
-        reason = "it is damaged, or holds Python objects, which are not loaded" if pickled else error
-        raise DataError(f"{path} is no readable file of labels ({reason})") from None
     if len(given) == own.sum():
         return given, np.arange(len(given)), content
     if len(given) == len(own):

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from labelsmooth import __version__, _checks, _files
-from labelsmooth._errors import DataError, refused
+from labelsmooth._errors import DataError
 from labelsmooth.training import frameworks, noise
 from labelsmooth.training.recipes import Recipe
 
@@ -202,16 +202,13 @@ class RunFolder:
         """Raises:
         DataError: the file is missing or damaged.
         """
-        try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{self.path} has no {name}") from None
-        except PermissionError:
-            raise refused(self.path / name) from None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path / name} is damaged ({error})") from None
+        path = self.path / name
+        with _files.reading(path, "is damaged ({})", (OSError, ValueError)):
+            if not path.exists():
+                raise DataError(f"{self.path} has no {name}")
+            value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
-            raise DataError(f"{self.path / name} is damaged (it holds no mapping)")
+            raise DataError(f"{path} is damaged (it holds no mapping)")
         return value
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:

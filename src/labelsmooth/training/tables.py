@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from labelsmooth._errors import DataError, refused
+from labelsmooth import _files
+from labelsmooth._errors import DataError
 from labelsmooth._text import nearest, shortened
 from labelsmooth.files.tables import LABEL_NAMES, delimiter, is_text
 from labelsmooth.training import cache
@@ -110,18 +111,12 @@ class _Table:
 
     def __init__(self, path: Path, image_column: str | None, label_column: str | None) -> None:
         self.path, self.is_csv = path, path.suffix.lower() != ".parquet"
-        if not path.exists():
-            raise DataError(f"there is no file {path}")
-        try:
+        kind = "CSV" if self.is_csv else "parquet"
+        damage = (pa.ArrowException, OSError, UnicodeDecodeError)
+        with _files.reading(path, f"is no readable {kind} file ({{}}); is it damaged, or cut off?", damage):
             self.file = None if self.is_csv else pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
             self.delimiter = delimiter(path) if self.is_csv else ""
             schema = self._open_csv(None).schema if self.file is None else self.file.schema_arrow
-        except PermissionError:
-            raise refused(path) from None
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = str(error).partition("\n")[0]
-            kind = "CSV" if self.is_csv else "parquet"
-            raise DataError(f"{path} is no readable {kind} file ({reason}); is it damaged, or cut off?") from None
         self.schema = schema
         self.image = self._image_column(image_column)
         label = self._label_column(label_column)
