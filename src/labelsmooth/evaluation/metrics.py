@@ -292,7 +292,7 @@ def _per_class(labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> t
 
 
 def _titled(metric: Metric) -> str:
-    return metric.label if metric.bins is None else f"{metric.label}, {metric.bins} bins"
+    return metric.label if metric.bins is None else f"{metric.label}, {counted(metric.bins, 'bin')}"
 
 
 def _note(metric: Metric) -> str:

@@ -11,6 +11,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from labelsmooth import _files
 from labelsmooth._errors import DataError
+from labelsmooth._text import counted
 from labelsmooth.report import comparison, run
 from labelsmooth.report.arms import signed
 from labelsmooth.report.content import Content
@@ -97,6 +98,7 @@ def _environment() -> Environment:
         undefined=ChainableUndefined,
     )  # fmt: skip
     environment.filters |= {
+        "counted": _counted,
         "form": _form,
         "percent": _percent,
         "number": _number,
@@ -105,6 +107,10 @@ def _environment() -> Environment:
         "plain": _plain,
     }
     return environment
+
+
+def _counted(value: Any, one: str) -> str:
+    return counted(value, one) if isinstance(value, (int, float)) else f"– {one}s"
 
 
 def _form(value: Any, spec: str, factor: int = 1) -> str:
