@@ -436,10 +436,9 @@ private:
         const int64_t K = p.classes;
         S* const gradient = p.gradient ? static_cast<S*>(p.gradient) + i * p.gradient_outer_stride : nullptr;
         const double outside = p.weight_outside && p.weight ? given_weight(i) : 1;
-        if (!is_kept(i) || outside == 0) {
-            if (gradient) memset(gradient, 0, static_cast<size_t>(K) * sizeof(S));
-            return 0;
-        }
+        const bool counts = is_kept(i) && outside != 0;
+        if (!counts && gradient) memset(gradient, 0, static_cast<size_t>(K) * sizeof(S));
+        if (!is_kept(i)) return 0;
         const int64_t y = p.labels ? label(i) : -1;
         const uint8_t* const valid =
             p.class_mask ? p.class_mask + (p.class_mask_rows ? i * K : 0) : nullptr;
@@ -460,7 +459,7 @@ private:
             if (valid && !valid[y]) faults |= masked_target;
         }
         row.scale = static_cast<T>(scale_ * outside) * upstream(i);
-        row.gradient = gradient;
+        row.gradient = counts ? gradient : nullptr;
         row.scratch = values + (sizeof(S) < sizeof(T) ? K : 0);
         if (p.targets || p.prior_rows || p.class_prior || p.class_mask_rows) {
             const T* u = real(p.prior, p.prior_rows ? i * K : 0);
@@ -483,7 +482,7 @@ private:
             row.next = row.logits + (i + 1 < count ? p.outer_stride : 0);
             loss = row.coefficients ? row_loss<S, T, true>(row, faults) : row_loss<S, T, false>(row, faults);
         }
-        return static_cast<T>(loss * outside);
+        return counts ? static_cast<T>(loss * outside) : 0;  // a row that weighs 0 is looked at for what is wrong
     }
 
     // The row's logits, -inf where a class is taken out, are T already.
@@ -579,14 +578,14 @@ private:
             const int64_t i = group * p.inner + first + j;
             const bool is_in = j < width && is_kept(i);
             const double outside = is_in && p.weight_outside && w ? row_weight(i) : 1;
+            const int64_t y = is_in ? label(i) : 0;
+            if (is_in && top[j] == lowest) fault(no_finite_logit);
+            if (is_in && !valid(y)) fault(masked_target);
             if (!is_in || outside == 0) {
                 if (j < width) losses_[i] = 0;
                 s[j] = d[j] = at_labels[j] = 0;
                 continue;
             }
-            const int64_t y = label(i);
-            if (top[j] == lowest) fault(no_finite_logit);
-            if (!valid(y)) fault(masked_target);
             const double at = (1 - p.smoothing) * (w && !p.weight_outside ? static_cast<double>(w[y]) : 1.0);
             const double log_sum = static_cast<double>(log_of(static_cast<T>(totals[j])));
             double loss = sum_ == 0 ? 0 : sum_ * log_sum - towards[j];

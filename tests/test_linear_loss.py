@@ -228,10 +228,9 @@ def test_backward_more_than_once_and_from_above(plan, reduction):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_no_second_derivative(plan, reduction):
     x, w, _, labels = layer()
-    loss = linear_cross_entropy(x, w, labels, reduction=reduction).sum() ** 2
-    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    loss = linear_cross_entropy(x, w, labels, reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match=r"linear_cross_entropy has no second derivative .*create_graph=True"):
+        torch.autograd.grad(loss, x, create_graph=True)
 
 
 def test_a_target_that_changes_before_the_backward_pass_is_noticed():
@@ -483,10 +482,49 @@ def test_options_that_ask_for_another_way_are_refused(field, value):
         linear_cross_entropy(X, W, Y, options=OPTIONS(**{field: value}))
 
 
-def test_transformations_are_refused_and_unchecked_values_pass():
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_transformations_see_whole_logits():
+    x, w, b, labels = layer()
+    x, w, b = (t.detach() for t in (x, w, b))
+
+    def loss(x, w, b):
+        return linear_cross_entropy(x, w, labels, linear_bias=b, label_smoothing=0.1)
+
+    expected = torch.autograd.grad(loss(*(t.requires_grad_() for t in (x, w, b))), (x, w, b))
+    torch.testing.assert_close(torch.func.grad(loss, (0, 1, 2))(x, w, b), expected)
+    (rows,) = torch.func.vmap(lambda x, y: (linear_cross_entropy(x, w, y),))(x, labels.clamp(min=0))
+    torch.testing.assert_close(rows, linear_cross_entropy(x, w, labels.clamp(min=0), reduction="none"))
+    assert torch.func.jvp(loss, (x, w, b), (x, w, b))[1].isfinite()
+    traced = torch.jit.trace(loss, (x, w, b))
+    torch.testing.assert_close(traced(2 * x, w, b), loss(2 * x, w, b))
+    with pytest.raises(ValueError, match="linear_bias must have shape"):
+        torch.func.grad(lambda x: linear_cross_entropy(x, w, labels, linear_bias=b[:1]))(x)
+
+
+def test_several_upstream_gradients_at_once():
     x, w, _, labels = layer()
-    with pytest.raises(RuntimeError, match="setup_context"):
-        torch.func.grad(lambda x: linear_cross_entropy(x, w, labels))(x)
+    loss = linear_cross_entropy(x, w, labels)
+    each = torch.tensor([1.0, -2.0], dtype=loss.dtype)
+    (together,) = torch.autograd.grad(loss, x, each, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(
+        together, torch.stack([torch.autograd.grad(loss * u, x, retain_graph=True)[0] for u in each])
+    )
+
+
+@pytest.mark.parametrize("label", [-1, 1000])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_unchecked_labels_that_are_none_never_count_as_ignored(label, reduction):
+    x, w, _, labels = layer()
+    labels[1] = label
+    try:
+        loss = linear_cross_entropy(x, w, labels, reduction=reduction, validate=False)
+    except (ValueError, IndexError):
+        return
+    assert loss.isnan().any()
+
+
+def test_unchecked_values_pass():
+    x, w, *_ = layer()
     bad = torch.full((7, 11), 0.5, dtype=torch.float64)
     assert linear_cross_entropy(x, w, bad, validate=False).isfinite()
 

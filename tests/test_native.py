@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from labelsmooth import losses
 from labelsmooth.torch import _native as path
-from labelsmooth.torch import _paths, cross_entropy
+from labelsmooth.torch import _paths, cross_entropy, linear_cross_entropy
 
 kernel = path.kernel
 pytestmark = pytest.mark.skipif(kernel is None, reason="installed without a compiler")
@@ -241,6 +243,47 @@ def test_the_logits_may_change_before_backward():
     torch.testing.assert_close(logits.grad, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("given", ["target", "weight"])
+def test_what_changes_before_the_gradient_is_made_anew_is_noticed(given, dtype):
+    x, labels, weight = torch.randn(4, 5).to(dtype).requires_grad_(), torch.arange(4), torch.ones(5)
+    loss = cross_entropy(x, labels, weight)
+    if dtype != torch.float16:
+        loss.backward(retain_graph=True)  # of the gradient that the forward pass made
+    (labels if given == "target" else weight).fill_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_checkpoints_that_recompute(dtype):
+    x, labels = torch.randn(4, 5).to(dtype).requires_grad_(), torch.arange(4)
+    loss = checkpoint(lambda x: cross_entropy(x * 1, labels), x, use_reentrant=False)
+    for _ in range(2):
+        torch.testing.assert_close(
+            torch.autograd.grad(loss, x, retain_graph=True), torch.autograd.grad(cross_entropy(x * 1, labels), x)
+        )
+
+
+def test_the_loss_does_not_keep_the_logits_once_they_are_differentiated():
+    x, labels = torch.randn(4, 5).requires_grad_(), torch.arange(4)
+    for reduction in ("mean", "none"):
+        logits = x * 1
+        there = weakref.ref(logits)
+        loss = cross_entropy(logits, labels, reduction=reduction)
+        loss.sum().backward()
+        del logits
+        gc.collect()
+        assert there() is None
+
+
+def test_on_the_cpu_whatever_the_default_device():
+    x, labels = torch.randn(4, 5), torch.arange(4)
+    with torch.device("meta"):
+        loss = cross_entropy(x, labels), linear_cross_entropy(x, x, labels)
+    torch.testing.assert_close(loss, (F.cross_entropy(x, labels), F.cross_entropy(x @ x.T, labels)))
+
+
 class TestInplace:
     def test_the_gradient_takes_the_place_of_the_logits(self):
         logits, labels = torch.randn(300, 1000).requires_grad_(), torch.randint(0, 1000, (300,))
@@ -300,6 +343,23 @@ class TestInplace:
         with pytest.raises(ValueError, match="inplace must be False for a leaf that requires grad; got True"):
             cross_entropy(logits, torch.zeros(4, dtype=torch.int64), inplace=True)
         assert torch.equal(logits, before)
+
+    @pytest.mark.parametrize("name", ["eager", "native"])
+    def test_a_view_of_a_leaf_is_refused(self, name, monkeypatch):
+        monkeypatch.setenv(_paths.VARIABLE, name)
+        parameter = torch.nn.Parameter(torch.randn(4, 5))
+        with pytest.raises(ValueError, match="inplace must be False for a view of a leaf that requires grad"):
+            cross_entropy(parameter.view(4, 5), torch.arange(4), inplace=True)
+
+    def test_small_gradients_in_float16_wait_for_the_loss_scale(self):
+        logits = torch.zeros(20_000, 100, dtype=torch.float16).requires_grad_()
+        labels = torch.zeros(20_000, dtype=torch.int64)
+        gradients = [
+            torch.autograd.grad(cross_entropy(logits * 1, labels, inplace=inplace) * 65536, logits)[0]
+            for inplace in (False, True)
+        ]
+        assert torch.equal(*gradients)
+        assert (gradients[1] != 0).all()
 
     def test_refused_values_leave_the_logits_as_they_were(self):
         logits = torch.randn(4, 5)
@@ -372,6 +432,19 @@ def test_wrong_values_are_said_in_the_eager_paths_words(monkeypatch):
             {"class_mask": torch.tensor([True, False, True, True]), "prior": torch.tensor([0.0, 1, 0, 0])},
         ),
     ]
+    zero = {"weight": torch.tensor([0.0, 1, 1, 1]), "weight_mode": "example"}  # rows that weigh 0 are looked at too
+    images = torch.randn(3, 4, 2), torch.zeros(3, 2, dtype=torch.int64)
+    lost = images[0].clone()
+    lost[1, :, 1] = -torch.inf
+    cases += [
+        ((torch.randn(3, 4), torch.tensor([[2.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]])), zero),
+        ((torch.randn(3, 4), torch.tensor([[0.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]])), zero),
+        ((torch.randn(3, 4), torch.tensor([0, 1, 2])), {"class_mask": torch.tensor([False, True, True, True]), **zero}),
+        (images, {"class_mask": torch.tensor([False, True, True, True]), **zero}),
+        ((torch.full((3, 4), -torch.inf), torch.tensor([0, 0, 0])), zero),
+        ((lost, images[1]), zero),
+        ((torch.randn(3, 4), torch.tensor([0, 0, 0])), {"prior": torch.full((3, 4), torch.nan), **zero}),
+    ]
     for arguments, options in cases:
         said = []
         for name in ("eager", "native"):
@@ -387,6 +460,8 @@ def test_the_path_can_be_forced(monkeypatch):
     monkeypatch.setenv(_paths.VARIABLE, "fast")
     with pytest.raises(ValueError, match="LABELSMOOTH_PATH must be one of 'eager', 'native', 'triton'"):
         cross_entropy(logits, labels)
+    with pytest.raises(ValueError, match="LABELSMOOTH_PATH must be one of 'eager', 'native', 'triton'"):
+        linear_cross_entropy(logits, logits, labels)
     monkeypatch.setenv(_paths.VARIABLE, "native")
     with pytest.raises(
         ValueError, match="a path that can compute this loss .something beside the logits requires grad"

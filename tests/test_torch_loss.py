@@ -291,6 +291,29 @@ def test_rows_that_are_not_kept_may_hold_anything(poison, kind):
     torch.testing.assert_close(gradient[1:], expected_gradient)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_are_not_kept_have_no_gradient_whatever_comes_from_above(dtype):
+    """The mean over a sequence of which nothing is kept: inf · 0."""
+    x, w = torch.randn(6, 4).to(dtype).requires_grad_(), torch.randn(5, 4).to(dtype).requires_grad_()
+    labels, soft = torch.tensor([0, 1, 2, -100, -100, -100]), torch.full((6, 5), 0.2, dtype=dtype)
+    kept, lengths = labels >= 0, torch.tensor([3.0, 3, 3, 0, 0, 0])
+    prior = torch.full((6, 5), 0.2)
+    light = torch.tensor([1.0, 1, 1, 0, 0])  # rows of weight 0
+    for target, options in (
+        (labels, {}), (soft, {"mask": kept}), (labels, {"prior": prior}),
+        (labels.where(kept, 3), {"weight": light, "weight_mode": "example"}),
+    ):  # fmt: skip
+        for loss in (
+            cross_entropy(x @ w.T, target, reduction="none", label_smoothing=0.1, **options),
+            linear_cross_entropy(x, w, target, reduction="none", label_smoothing=0.1, **options),
+        ):
+            above = torch.where(lengths > 0, loss / lengths, 0).sum()
+            for gradient in torch.autograd.grad(above, (x, w)):
+                assert gradient.isfinite().all(), (dtype, options)
+        nothing = cross_entropy(x @ w.T, torch.full_like(labels, -100), reduction="sum") / 0
+        assert all((gradient == 0).all() for gradient in torch.autograd.grad(nothing, (x, w)))
+
+
 def test_layouts_and_upstream_gradients():
     input, labels, _, _ = case((3, 5, 4))
     expected, expected_gradient = value_and_grad(cross_entropy, input, labels, reduction="none", label_smoothing=0.1)
@@ -335,6 +358,33 @@ def test_ignore_index_never_wraps_around_in_a_narrow_dtype(dtype, ignore_index):
     input, labels = torch.randn(3, 200), torch.tensor([156, 2, 44]) % (128 if dtype == torch.int8 else 200)
     rows = cross_entropy(input, labels.to(dtype), ignore_index=ignore_index, reduction="none")
     torch.testing.assert_close(rows, F.cross_entropy(input, labels, ignore_index=ignore_index, reduction="none"))
+
+
+def test_arrays_of_numpy_that_pytorch_does_not_take_as_they_are():
+    z, y = torch.randn(2, 5), torch.tensor([0, 1])
+    prior = np.array([0.1, 0.2, 0.3, 0.4, 0.0])
+    expected = cross_entropy(z, y, label_smoothing=0.5, prior=torch.tensor(prior[::-1].copy()))
+    for array in (prior[::-1], prior[::-1].astype(">f4")):
+        assert cross_entropy(z, y, label_smoothing=0.5, prior=array) == pytest.approx(expected.item(), rel=1e-6)
+    assert cross_entropy(z, y, normalizer=np.array(4.0)) == cross_entropy(z, y, normalizer=4)
+
+
+@pytest.mark.parametrize("normalizer", [torch.tensor(4.0), torch.tensor(4.0, requires_grad=True)])
+def test_a_normalizer_may_require_grad_and_be_nan_where_nothing_is_checked(normalizer):
+    z, y = torch.randn(2, 5), torch.tensor([0, 1])
+    assert cross_entropy(z, y, normalizer=normalizer).item() == pytest.approx(cross_entropy(z, y, reduction="sum") / 4)
+    assert cross_entropy(z, y, normalizer=normalizer * torch.nan, validate=False).isnan()
+
+
+def test_a_module_keeps_its_prior_through_half_precision():
+    z, y = torch.zeros(2, 5), torch.tensor([0, 1])
+    shares = torch.tensor([0.17, 0.23, 0.13, 0.29, 0.18])
+    for given in ({"prior": shares}, {"class_prior": shares.expand(5, 5)}):
+        module = CrossEntropyLoss(label_smoothing=0.1, **given)
+        expected = module(z, y)
+        for trip in (module.half().float(), module.bfloat16().float(), module.half().double()):
+            assert trip(z, y).item() == pytest.approx(expected.item(), rel=1e-2)
+        assert module.half()(z, y).isfinite()
 
 
 def test_priors_of_numpy_are_taken():
@@ -457,6 +507,10 @@ Z, Y = torch.zeros(2, 3), torch.tensor([0, 2])
         (Z, Y, {"normalizer": torch.ones(1)}, r"normalizer must be a number .* got shape \(1,\)"),
         (Z, Y, {"normalizer": np.float32(-1)}, r"normalizer must be a number .* got -1"),
         (Z, Y, {"ignore_index": None}, r"ignore_index must be a whole number; got None"),
+        (Z, Y, {"ignore_index": True}, r"ignore_index must be a whole number; got True"),
+        (Z, Y, {"ignore_index": 2**63}, r"ignore_index must be a whole number of 64 bits; got 9223372036854775808"),
+        (Z, Y, {"ignore_index": -(2**70)}, r"ignore_index must be a whole number of 64 bits; got -1180591620717411303424"),
+        (Z, Y, {"normalizer": torch.ones((), device="meta")}, r"normalizer must be on the device of input, cpu, or on the CPU; got meta"),
         (Z.tolist(), Y, {}, r"input must be a tensor; got <class 'list'>"),
         (Z, Y.tolist(), {}, r"target must be a tensor; got <class 'list'>"),
         (Z, Y, {"weight": object()}, r"weight must be a tensor, or an array of numbers"),

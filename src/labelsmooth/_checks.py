@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,19 @@ def smoothing(value: Any, name: str = "smoothing") -> float:
     if not 0.0 <= epsilon < 1.0:
         raise error(name, rule, value)
     return epsilon
+
+
+def whole_number(value: Any, name: str, rule: str = "be a whole number") -> int:
+    """`value` as an int, which fits into 64 bits; floats and booleans are refused."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise error(name, rule, repr(value)) from None
+    if isinstance(value, bool):
+        raise error(name, rule, value)
+    if not -(2**63) <= whole < 2**63:
+        raise error(name, f"{rule} of 64 bits", value)
+    return whole
 
 
 def class_count(value: Any, name: str = "num_classes", least: int = 1, most: int | None = None) -> int:

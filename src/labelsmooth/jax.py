@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import index
 from typing import Any
 
 import jax
@@ -95,7 +94,7 @@ def cross_entropy(
     _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
     _checks.one_prior(prior, class_prior)
     _checks.normalizer(normalizer, reduction, at_hand=_at_hand(normalizer, bool(validate)) is not None)
-    ignore_index = _whole_number(ignore_index, "ignore_index", "be a whole number")
+    ignore_index = _checks.whole_number(ignore_index, "ignore_index")
     epsilon: Any = label_smoothing
     if not isinstance(epsilon, Tracer):
         epsilon = _checks.smoothing(epsilon, "label_smoothing")
@@ -217,13 +216,6 @@ def _weighted(loss: Array, weight: Array) -> Array:
     return jnp.where(weight == 0, 0, loss) * weight
 
 
-def _whole_number(x: Any, name: str, rule: str) -> int:
-    try:
-        return index(x)
-    except TypeError:
-        raise _checks.error(name, rule, repr(x)) from None
-
-
 def _array(x: Any, name: str) -> Any:
     """`x` as it is where it is JAX's, else as NumPy's array."""
     if not isinstance(x, Array):
@@ -241,7 +233,7 @@ def _layout(z: Any, y: Any, axis: Any) -> tuple[int, bool]:
     if not jnp.issubdtype(z.dtype, np.floating):
         raise _checks.error("logits", "have a float dtype", z.dtype)
     rule = "be an axis of logits"
-    dim = _whole_number(axis, "axis", rule)
+    dim = _checks.whole_number(axis, "axis", rule)
     if not -z.ndim <= dim < z.ndim:
         raise _checks.error("axis", rule, f"{axis} for shape {z.shape}")
     dim %= z.ndim

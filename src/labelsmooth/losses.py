@@ -113,6 +113,7 @@ def cross_entropy_and_grad(
     _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
     _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
     _checks.normalizer(normalizer, reduction)
+    ignore_index = _checks.whole_number(ignore_index, "ignore_index")
 
     raw = _arrays.to_host(logits, "logits")
     if raw.ndim == 0 or not -raw.ndim <= axis < raw.ndim:

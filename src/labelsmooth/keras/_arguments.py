@@ -20,11 +20,6 @@ def flag(from_logits: Any) -> None:
         raise _checks.error("from_logits", "be True or False", repr(from_logits))
 
 
-def whole(value: Any, name: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _checks.error(name, "be a whole number", repr(value))
-
-
 def class_array(x: Any, name: str, *, ndim: tuple[int, ...] = (1,), boolean: bool = False) -> np.ndarray | None:
     """An argument of class shape, an array of any framework or a list, as a NumPy array of its own."""
     if x is None:

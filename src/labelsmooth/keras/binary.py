@@ -65,10 +65,9 @@ class SmoothedBinaryCrossentropy(RowLoss):
     ) -> None:
         super().__init__(reduction, name, dtype)
         _arguments.flag(from_logits)
-        _arguments.whole(axis, "axis")
         self.from_logits = from_logits
         self.label_smoothing = _checks.smoothing(label_smoothing, "label_smoothing")
-        self.axis = axis
+        self.axis = _checks.whole_number(axis, "axis")
         self.prior = None if prior is None else _arguments.class_array(prior, "prior", ndim=(0, 1))
         if self.prior is not None and not ((self.prior >= 0) & (self.prior <= 1)).all():
             raise _checks.error("prior", "hold probabilities in [0, 1]", self.prior)

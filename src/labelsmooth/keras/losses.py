@@ -99,14 +99,12 @@ class SmoothedCrossentropy(RowLoss):
     ) -> None:
         super().__init__(reduction, name, dtype)
         _arguments.flag(from_logits)
-        _arguments.whole(axis, "axis")
-        _arguments.whole(ignore_index, "ignore_index")
         _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
         self.from_logits = from_logits
         self.label_smoothing = _checks.smoothing(label_smoothing, "label_smoothing")
-        self.axis = axis
+        self.axis = _checks.whole_number(axis, "axis")
         self.weight_mode = weight_mode
-        self.ignore_index = ignore_index
+        self.ignore_index = _checks.whole_number(ignore_index, "ignore_index")
         self.weight = _arguments.class_array(weight, "weight")
         self.prior = _arguments.class_array(prior, "prior")
         self.class_prior = _arguments.class_array(class_prior, "class_prior", ndim=(2,))

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from labelsmooth import _checks
+
 VARIABLE = "LABELSMOOTH_PATH"  # of the environment: the path that every call takes
+PATHS = ("eager", "native", "triton")
+
+
+def forced() -> str | None:
+    """The path that the environment asks for.
+
+    Raises:
+        ValueError: it is none.
+    """
+    path = os.environ.get(VARIABLE)
+    if path:
+        _checks.one_of(path, VARIABLE, PATHS)
+    return path or None
 
 
 class Call(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from torch.autograd import forward_ad
 
 from labelsmooth import _checks
 from labelsmooth.torch import _eager
-from labelsmooth.torch._call import VARIABLE, Call
+from labelsmooth.torch._call import VARIABLE, Call, forced
+from labelsmooth.torch._values import times_
 
 try:
     from labelsmooth import _native as kernel
@@ -23,6 +25,7 @@ except ImportError as error:  # installed without a compiler
 
 _capsule: Callable[[Tensor], Any] = torch._C._to_dlpack  # pyright: ignore[reportAttributeAccessIssue]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_NO_LABEL = -(1 << 63)
 _POOLED = 1 << 16  # bytes; smaller memory is quick to get, and page faults are few
 
 
@@ -45,6 +48,8 @@ def refusal(call: Call) -> str | None:
         return f"the logits are {call.input.dtype}"
     if forward_ad._current_level >= 0:
         return "it is differentiated forward"
+    if call.normalizer is not None and math.isnan(_number(call.normalizer)):
+        return "normalizer is nan"
     if torch.is_grad_enabled():
         for x in (call.target, call.weight, call.prior, call.class_prior, call.normalizer):
             if isinstance(x, Tensor) and x.requires_grad:
@@ -75,6 +80,7 @@ def takes_at_once(logits: Tensor, labels: Tensor, ignore_index: int, reduction: 
         and 0 <= epsilon < 1
         and reduction in _checks.REDUCTIONS
         and type(ignore_index) is int
+        and abs(ignore_index) < 1 << 63
         and kernel is not None
         and forward_ad._current_level < 0
         and VARIABLE not in os.environ
@@ -98,7 +104,7 @@ def loss(call: Call) -> Tensor | None:
 def takes(logits: Tensor) -> bool:
     """Whether `loss_and_gradient_` can have these logits, ``[n, K]``."""
     here = kernel is not None and logits.device.type == "cpu" and len(logits) > 0
-    return here and os.environ.get(VARIABLE) != "eager"
+    return forced() in (None, "native") and here
 
 
 def loss_and_gradient_(logits: Tensor, labels: Tensor, smoothing: float, scale: float, checked: bool) -> Tensor:
@@ -108,10 +114,10 @@ def loss_and_gradient_(logits: Tensor, labels: Tensor, smoothing: float, scale: 
         ValueError: a label is out of range; or, where values are checked, a row is -inf in all its classes.
     """
     assert kernel is not None
-    losses = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
+    losses = logits.new_empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
     faults = kernel.cross_entropy(
         _capsule(logits.detach()), _capsule(labels.contiguous()), _capsule(losses), _capsule(logits.detach()),
-        smoothing, ignore_index=-1, upstream_scalar=scale, threads=torch.get_num_threads(),
+        smoothing, ignore_index=_NO_LABEL, upstream_scalar=scale, threads=torch.get_num_threads(),
     )  # fmt: skip
     if faults & kernel.UNDEFINED:
         _checks.label_range(labels.numpy(), logits.shape[1], "target")
@@ -128,17 +134,19 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, call: Call) -> Tensor:
         laid_out = _lay_out(input.detach(), call)
-        ctx.call, ctx.gradient = call, None
+        ctx.gradient, ctx.dim, ctx.arguments = None, call.dim, None
+        # A loss scale comes with the upstream gradient, and float16 has no room for a gradient without it.
+        at_once = input.dtype != torch.float16
         gradient = None
-        if call.inplace and laid_out.rows.data_ptr() == input.data_ptr() and _is_apart(input):
+        if call.inplace and at_once and laid_out.rows.data_ptr() == input.data_ptr() and _is_apart(input):
             gradient = laid_out.rows
             if call.checked or call.class_mask is not None:
                 _run(call, laid_out.rows, None)  # a value that is refused leaves the logits as they were
             torch.autograd.graph.increment_version(input)
         else:
-            ctx.save_for_backward(input)
-            # A loss scale comes with the upstream gradient, and float16 has no room for a gradient without it.
-            if input.dtype != torch.float16:
+            ctx.save_for_backward(*(x for x in call if isinstance(x, Tensor)))
+            ctx.arguments = [Tensor if isinstance(x, Tensor) else x for x in call]
+            if at_once:
                 gradient = _empty(laid_out.rows)
         if gradient is not None:
             ctx.gradient = laid_out.back(gradient)
@@ -147,30 +155,30 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
         (upstream,) = upstreams
-        call: Call = ctx.call
         gradient, ctx.gradient = ctx.gradient, None  # nobody else has it: it may be changed, and given away
         several = is_batchedtensor(upstream) or is_legacy_batchedtensor(upstream)  # upstream gradients at once
         if not torch.is_grad_enabled() and gradient is not None and not several:
-            return _scaled(gradient, upstream, call.dim), None
-        if not ctx.saved_tensors:
+            return _scaled(gradient, upstream, ctx.dim), None
+        if ctx.arguments is None:
             raise RuntimeError("inplace=True overwrites the logits: the loss can be differentiated once, and not twice")
-        (input,) = ctx.saved_tensors
+        saved = iter(ctx.saved_tensors)
+        call = Call(*(next(saved) if x is Tensor else x for x in ctx.arguments))
         twice = torch.is_grad_enabled()  # the gradient will be differentiated itself
         if twice or several:
             with torch.enable_grad():
-                again = _eager.loss(call._replace(input=input, checked=False))
-            return torch.autograd.grad(again, input, upstream, create_graph=twice)[0], None
-        laid_out = _lay_out(input.detach(), call)
+                again = _eager.loss(call._replace(checked=False))
+            return torch.autograd.grad(again, call.input, upstream, create_graph=twice)[0], None
+        laid_out = _lay_out(call.input.detach(), call)
         rows = _empty(laid_out.rows)
         _run(call, laid_out.rows, rows, upstream)
         return laid_out.back(rows), None
 
 
 def _scaled(gradient: Tensor, upstream: Tensor, dim: int) -> Tensor:
-    """`gradient` times `upstream`: one number, or one for each row."""
+    """`gradient` times `upstream`, one number or one for each row, in place."""
     if upstream.dim() < gradient.dim() - 1 or gradient.dim() == 1:
-        return gradient if upstream.item() == 1 else gradient.mul_(upstream)
-    return gradient if bool((upstream == 1).all()) else gradient.mul_(upstream.unsqueeze(dim))
+        return gradient if upstream.item() == 1 else times_(gradient, upstream)
+    return gradient if bool((upstream == 1).all()) else times_(gradient, upstream.unsqueeze(dim))
 
 
 class _LaidOut(NamedTuple):
@@ -244,7 +252,7 @@ def _run(call: Call, rows: Tensor, gradient: Tensor | None, upstream: Tensor | N
         target = _real(_a_row_each(call.target, call) if call.input.dim() > 1 else call.target.unsqueeze(0), call)
         options.update(target_tolerance=_checks.tolerance(call.target.dtype))
         shape = call.input.shape[: call.dim] + call.input.shape[call.dim + 1 :]
-    loss = torch.empty(shape if call.reduction == "none" else (), dtype=call.dtype)
+    loss = rows.new_empty(shape if call.reduction == "none" else (), dtype=call.dtype)
     faults = kernel.cross_entropy(
         _capsule(rows), target, _capsule(loss), None if gradient is None else _capsule(gradient), call.epsilon,
         call.ignore_index, call.reduction == "mean", threads=torch.get_num_threads(), **options,
@@ -260,6 +268,10 @@ def _a_row_each(x: Tensor, call: Call) -> Tensor:
 
 def _real(x: Tensor, call: Call) -> Any:
     return _capsule(x.detach().to(call.dtype).contiguous())
+
+
+def _number(x: Tensor | float) -> float:
+    return float(x.detach() if isinstance(x, Tensor) else x)
 
 
 def _options(call: Call) -> dict[str, Any]:
@@ -282,5 +294,5 @@ def _options(call: Call) -> dict[str, Any]:
     if call.class_mask is not None:
         options.update(class_mask=_capsule(_a_row_each(call.class_mask, call).contiguous().view(torch.uint8)))
     if call.normalizer is not None:
-        options.update(normalizer=float(call.normalizer))
+        options.update(normalizer=_number(call.normalizer))
     return options

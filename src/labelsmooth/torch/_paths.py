@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from labelsmooth import _checks
-from labelsmooth.torch import _eager, _native, _triton
+from labelsmooth.torch import _call, _eager, _native, _triton
 from labelsmooth.torch._call import VARIABLE, Call
-
-PATHS = ("eager", "native", "triton")
 
 
 def loss(call: Call) -> Tensor:
@@ -20,9 +18,7 @@ def loss(call: Call) -> Tensor:
     Raises:
         ValueError: a value of the call is wrong; or `LABELSMOOTH_PATH` names no path, or one that cannot compute it.
     """
-    forced = os.environ.get(VARIABLE)
-    if forced:
-        _checks.one_of(forced, VARIABLE, PATHS)
+    forced = _call.forced()
     path = forced or ("triton" if call.input.is_cuda else "native")
     if path == "eager":
         return _eager.loss(call)

@@ -19,7 +19,7 @@ from torch._compile import _disable_dynamo
 from labelsmooth import _checks
 from labelsmooth.torch._eager import check_distribution, expectation
 from labelsmooth.torch._values import at_hand
-from labelsmooth.torch.functions import check_shapes, given_tensors, warn_if_smoothed
+from labelsmooth.torch.functions import check_shapes, checked_normalizer, given_tensors, warn_if_smoothed
 
 _BLOCK = 1 << 20  # numbers that a CPU works on at once, so that they stay in cache
 _BLOCK_ELSEWHERE = 1 << 25  # and another device, which would wait for the next call
@@ -28,6 +28,15 @@ _BLOCK_ELSEWHERE = 1 << 25  # and another device, which would wait for the next 
 def outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function`, which torch.compile breaks its graph for; its compiler, slow to import, is left alone otherwise."""
     return _disable_dynamo(function) if torch.compiler.is_compiling() else function
+
+
+def refuse_a_second_derivative(loss: str) -> None:
+    """In a backward pass: raise where the gradient is to be differentiated itself, which would leave out its part."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{loss} has no second derivative (create_graph=True was asked for); "
+            "labelsmooth.torch.cross_entropy of whole logits has one"
+        )
 
 
 def blocks(number: int, step: int) -> Iterator[slice]:
@@ -106,8 +115,7 @@ def arguments(
     _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
     _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
     _checks.one_prior(prior, class_prior)
-    if not isinstance(ignore_index, int):
-        raise _checks.error("ignore_index", "be a whole number", repr(ignore_index))
+    ignore_index = _checks.whole_number(ignore_index, "ignore_index")
     device = next((x.device for x in values if x is not None), logits.device)
     given = given_tensors(device, weight=weight, prior=prior, class_prior=class_prior, mask=mask, class_mask=class_mask)
     weight, prior, class_prior, mask, class_mask = (
@@ -153,10 +161,7 @@ def arguments(
     needed = (x for x in values if x is not None)
     looked_at = at_hand(*needed, target, *given.values(), allow_device=bool(validate))
     checked = looked_at and validate is not False
-    number_at_hand = not isinstance(normalizer, Tensor) or (
-        checked and at_hand(normalizer, allow_device=bool(validate))
-    )
-    _checks.normalizer(normalizer, reduction, at_hand=number_at_hand)
+    normalizer = checked_normalizer(normalizer, reduction, device, checked, validate)
     if looked_at and keep is not None and bool(keep.all()):
         keep = None
     keep = None if keep is None else keep.reshape(number)
@@ -284,6 +289,8 @@ def gradient_(
     z: Tensor, terms: Terms, rows: slice, columns: slice, top: Tensor, exps: Tensor, upstream: Tensor
 ) -> Tensor:
     """Logits of some rows and classes turned into the gradient of Σ upstream · loss: upstream (Σc p - c), in place."""
+    counts = (terms.alpha[rows] != 0) | (terms.beta[rows] != 0)
+    upstream = torch.where(counts, upstream, 0)  # inf · 0 would be nan in rows that are not kept
     z.sub_(finite(top).unsqueeze(1)).exp_().mul_((terms.total[rows] * upstream / exps).unsqueeze(1))
     terms.tile(rows, columns).subtract_(z, upstream)
     return z

@@ -10,9 +10,12 @@ from torch.nn import Parameter
 
 def as_written() -> bool:
     """Whether operations compute at once: not under torch.compile, torch.func, tracing or fake tensors."""
-    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None:
-        return False
-    return not torch.jit.is_tracing() and not torch._C._len_torch_dispatch_stack()  # pyright: ignore
+    return not (torch.compiler.is_compiling() or transformed() or torch._C._len_torch_dispatch_stack())  # pyright: ignore
+
+
+def transformed() -> bool:
+    """Whether torch.func or torch.jit.trace looks at operations."""
+    return peek_interpreter_stack() is not None or torch.jit.is_tracing()  # pyright: ignore
 
 
 def readable(x: Tensor, allow_device: bool = False) -> bool:
@@ -23,6 +26,14 @@ def readable(x: Tensor, allow_device: bool = False) -> bool:
     if type(x) is not Tensor and type(x) is not Parameter:
         return False
     return x.is_cpu or (allow_device and not x.is_meta)
+
+
+def times_(gradient: Tensor, factor: Tensor) -> Tensor:
+    """`gradient` times `factor`, in place, on the CPU; what is 0, as in rows that are not kept, stays 0."""
+    if bool(factor.isfinite().all()):
+        return gradient.mul_(factor)
+    nothing = gradient == 0
+    return gradient.mul_(factor).masked_fill_(nothing, 0)
 
 
 def at_hand(*tensors: Tensor, allow_device: bool = False) -> bool:

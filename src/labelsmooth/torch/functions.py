@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn._reduction import legacy_get_string
@@ -62,10 +63,11 @@ def cross_entropy(
             the optimum stays q').
         normalizer: what ``"mean"`` divides by instead (for gradient accumulation and distributed means); 0 gives 0.
         validate: check the values of the arguments. None: where that waits for no device. Values are never checked
-            under torch.compile, torch.func transformations and tracing.
+            under torch.compile, torch.func transformations, tracing and dispatch modes, nor those of tensor subclasses.
         inplace: the logits may be overwritten with their gradient, which then takes no memory of its own. `input` must
-            not be needed afterwards (by the layer that made it, say: PyTorch then raises), and must not be a leaf.
-            Values are checked first, in a pass of their own, which `validate=False` leaves out.
+            not be needed afterwards (by the layer that made it, say: PyTorch then raises), and must not be a leaf, nor
+            a view of one. Values are checked first, in a pass of their own, which `validate=False` leaves out. In
+            float16 nothing is overwritten: its gradient waits for the loss scale, which comes from above.
 
     Returns:
         A scalar, or for ``"none"`` a tensor of the shape of `input` without the class axis; float64 for float64
@@ -109,8 +111,7 @@ def cross_entropy(
     _checks.one_of(reduction, "reduction", _checks.REDUCTIONS)
     _checks.one_of(weight_mode, "weight_mode", _checks.WEIGHT_MODES)
     _checks.one_prior(prior, class_prior)
-    if not isinstance(ignore_index, int):
-        raise _checks.error("ignore_index", "be a whole number", repr(ignore_index))
+    ignore_index = _checks.whole_number(ignore_index, "ignore_index")
     given: dict[str, Tensor] = {}
     if not (weight is prior is class_prior is mask is class_mask is None):
         given = given_tensors(
@@ -123,17 +124,17 @@ def cross_entropy(
             raise _checks.error(name, f"be on the device of input, {input.device}", x.device)
     if target.dim() == input.dim() and ignore_index >= 0:
         raise _checks.error("ignore_index", "be negative where target is no class ids (use mask)", ignore_index)
-    if inplace and input.requires_grad and input.is_leaf and torch.is_grad_enabled():
-        raise _checks.error("inplace", "be False for a leaf that requires grad", inplace)
+    if inplace and torch.is_grad_enabled():
+        for x, rule in ((input, "a leaf"), (input._base, "a view of a leaf")):
+            if x is not None and x.requires_grad and x.is_leaf:
+                raise _checks.error("inplace", f"be False for {rule} that requires grad", inplace)
 
     tensors["input"] = input
     looked_at = plain and all(readable(x, bool(validate)) for x in tensors.values())
     checked = looked_at and validate is not False
     if checked and epsilon > 0 and target.is_floating_point() and target.shape == input.shape:
         warn_if_smoothed(target, epsilon)
-    if normalizer is not None:
-        at_once = not isinstance(normalizer, Tensor) or (checked and at_hand(normalizer, allow_device=bool(validate)))
-        _checks.normalizer(normalizer, reduction, at_hand=at_once)
+    normalizer = checked_normalizer(normalizer, reduction, input.device, checked, validate)
     return _paths.loss(
         Call(
             input, target, given.get("weight"), ignore_index, reduction, epsilon, given.get("prior"),
@@ -147,10 +148,26 @@ def as_tensor(x: Any, name: str, device: torch.device | None = None) -> Tensor:
     """`x` as a tensor: NumPy's arrays, such as `labelsmooth.priors` gives, and lists are taken too."""
     if isinstance(x, Tensor):
         return x
+    if isinstance(x, np.ndarray):  # PyTorch takes neither negative strides nor foreign byte orders
+        x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
     try:
         return torch.as_tensor(x, device=device)
     except (TypeError, ValueError, RuntimeError):
         raise _checks.error(name, "be a tensor, or an array of numbers", repr(type(x))) from None
+
+
+def checked_normalizer(
+    normalizer: Any, reduction: str, device: torch.device, checked: bool, validate: bool | None
+) -> Tensor | float | None:
+    """What ``"mean"`` divides by: a tensor as it is, anything else as a number."""
+    if not isinstance(normalizer, Tensor):
+        _checks.normalizer(normalizer, reduction)
+        return normalizer if normalizer is None or isinstance(normalizer, (int, float)) else float(normalizer)
+    if normalizer.device != device and not normalizer.is_cpu:
+        raise _checks.error("normalizer", f"be on the device of input, {device}, or on the CPU", normalizer.device)
+    at_once = checked and at_hand(normalizer, allow_device=bool(validate))
+    _checks.normalizer(normalizer.detach(), reduction, at_hand=at_once)
+    return normalizer
 
 
 def given_tensors(device: torch.device | None = None, **optional: Any) -> dict[str, Tensor]:
@@ -182,7 +199,7 @@ def check_shapes(input: Tensor, target: Tensor, given: Mapping[str, Tensor], tot
     lead = everything[:dim] + everything[dim + 1 :]
     ids = not target.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
     shape = tuple(target.shape)
-    if not (shape == lead and ids) and not (shape == everything and not target.is_complex()):
+    if not (ids and shape == lead) and not (shape == everything and not target.is_complex()):
         rule = f"be class ids of shape {lead} or targets of shape {everything}"
         raise _checks.error("target", rule, f"{target.dtype} of shape {shape}")
     if not given:

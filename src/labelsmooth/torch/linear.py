@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._autograd import _get_current_graph_task_keep_graph  # pyright: ignore[reportMissingImports]
-from torch.autograd.function import once_differentiable
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor  # pyright: ignore[reportMissingImports]
+from torch.autograd import forward_ad
 
 from labelsmooth import _checks
 from labelsmooth.torch import _native
+from labelsmooth.torch._call import forced
 from labelsmooth.torch._shards import Prepared, Shards, local, local_like, members, settle
 from labelsmooth.torch._terms import (
     Terms,
@@ -24,9 +26,11 @@ from labelsmooth.torch._terms import (
     joined,
     outside_graphs,
     parts_of,
+    refuse_a_second_derivative,
     statistics_,
 )  # fmt: skip
-from labelsmooth.torch._values import at_hand
+from labelsmooth.torch._values import at_hand, times_, transformed
+from labelsmooth.torch.functions import cross_entropy
 
 _ROWS = 256  # rows of logits at once on a CPU: what a matmul needs
 _ROWS_ELSEWHERE = 1024
@@ -62,7 +66,8 @@ def linear_cross_entropy(
     by default. Logits are made for a chunk of rows at a time and turned into their gradient at once, so that the
     forward pass leaves the gradients of `input`, `linear_weight` and `linear_bias` (of those that require one), and the
     backward pass only scales them. With ``reduction="none"``, and where K is so large that few rows fit, the logits
-    are made for all rows and a chunk of classes, and once more in the backward pass.
+    are made for all rows and a chunk of classes, and once more in the backward pass. Under torch.func and torch.jit the
+    logits are whole; torch.compile breaks its graph for it.
 
     Args:
         input: shape ``[D]`` or ``[N, D]``; any float dtype. In float16 and bfloat16 loss and gradients are accumulated
@@ -112,7 +117,20 @@ def linear_cross_entropy(
         "label_smoothing": label_smoothing, "prior": prior, "class_prior": class_prior, "mask": mask,
         "class_mask": class_mask, "weight_mode": weight_mode, "normalizer": normalizer, "validate": validate,
     }  # fmt: skip
+    forced()  # is a path, though none of them but `_native` has a part in this
+    if group is None and not torch.compiler.is_compiling() and (transformed() or forward_ad._current_level >= 0):
+        return _of_whole_logits(input, linear_weight, linear_bias, target, options, given)
     return outside_graphs(_linear_cross_entropy)(input, linear_weight, linear_bias, target, options, group, given)
+
+
+def _of_whole_logits(x: Any, w: Any, b: Any, target: Any, options: Any, given: dict[str, Any]) -> Tensor:
+    """Under torch.func, tracing and forward differentiation, which need operations that they can see through."""
+    _check_layer(x, w, b)
+    _chunk_of(options)
+    if b is not None and b.shape != w.shape[:-1]:
+        raise _checks.error("linear_bias", f"have shape {tuple(w.shape[:-1])}", tuple(b.shape))
+    logits = torch.tensordot(x, w, ([-1], [-1]))  # pyright: ignore[reportArgumentType]
+    return cross_entropy(logits if b is None else logits + b, target, **given)
 
 
 def _linear_cross_entropy(
@@ -123,9 +141,7 @@ def _linear_cross_entropy(
 
     def prepare() -> Prepared:
         """All that can go wrong with the arguments of this process alone."""
-        for x, name in ((input, "input"), (linear_weight, "linear_weight"), (linear_bias, "linear_bias")):
-            if not isinstance(x, Tensor) and (x is not None or name != "linear_bias"):
-                raise _checks.error(name, "be a tensor", repr(type(x)))
+        _check_layer(input, linear_weight, linear_bias)
         x, w, b = local_like(input, "input"), linear_weight, local_like(linear_bias, "linear_bias", placements)
         if torch.is_autocast_enabled(x.device.type):  # as for a linear layer
             half = torch.get_autocast_dtype(x.device.type)
@@ -196,6 +212,12 @@ def _of_one_layer(x: Tensor, w: Tensor, b: Tensor | None, terms: Terms, how: _Ho
     if how.reduction != "none":
         return divided(losses.sum(), how.divisor)
     return losses if some is None else losses.new_zeros(number).index_copy(0, some[0], losses)
+
+
+def _check_layer(x: Any, w: Any, b: Any) -> None:
+    for value, name in ((x, "input"), (w, "linear_weight"), (b, "linear_bias")):
+        if not isinstance(value, Tensor) and (value is not None or name != "linear_bias"):
+            raise _checks.error(name, "be a tensor", repr(type(value)))
 
 
 def _logits_like(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -331,19 +353,21 @@ class _Fused(torch.autograd.Function):
         return divided(losses.sum(), divisor)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        refuse_a_second_derivative("linear_cross_entropy")
         rate, *gradients = ctx.saved_tensors
         factor = upstream if rate is None else upstream * rate
         again = _get_current_graph_task_keep_graph()
-        one = at_hand(factor) and float(factor) == 1
+        several = is_batchedtensor(upstream) or is_legacy_batchedtensor(upstream)  # upstream gradients at once
+        known = not several and at_hand(factor)
+        one = known and float(factor) == 1
 
         def scaled(g: Tensor | None) -> Tensor | None:
-            if g is None:
-                return None
-            if again:
-                return (g * factor).to(ctx.dtype)
-            return (g if one else g.mul_(factor)).to(ctx.dtype)
+            if g is None or one:
+                return g if g is None else (g.clone() if again else g).to(ctx.dtype)
+            if known:
+                return times_(g.clone() if again else g, factor).to(ctx.dtype)
+            return (g * factor if several or again else g.mul_(factor)).to(ctx.dtype)
 
         return *map(scaled, gradients), *(None,) * 6
 
@@ -359,9 +383,9 @@ class _Products:
         half = like.element_size() == 2
         self.alone = alone
         split = like.dtype == torch.bfloat16 and like.device.type == "cpu" and not alone
-        self.rest = torch.zeros(like.shape, dtype=torch.int16) if split else None
+        self.rest = torch.zeros(like.shape, dtype=torch.int16, device="cpu") if split else None
         rows = next(parts_of(like.shape, like.device)).stop + 1 if split else 0
-        self.space = torch.empty((rows, like.shape[1]), dtype=torch.int32)
+        self.space = torch.empty((rows, like.shape[1]), dtype=torch.int32, device="cpu")
         dtype = torch.float32 if half and not split and not alone else like.dtype
         self.total = torch.zeros(like.shape, dtype=dtype, device=like.device)
 
@@ -413,8 +437,8 @@ class _Losses(torch.autograd.Function):
         return found.loss(terms.total)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        refuse_a_second_derivative("linear_cross_entropy")
         x, w, b, top, exps, *_ = ctx.saved_tensors
         terms, plan, shards = ctx.terms, ctx.plan, ctx.shards
         dx = torch.zeros_like(x, dtype=terms.dtype) if ctx.needs_input_grad[0] else None

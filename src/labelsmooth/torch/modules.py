@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn._reduction import legacy_get_string
@@ -75,6 +77,16 @@ class CrossEntropyLoss(torch.nn.Module):
         self.label_smoothing = _checks.smoothing(label_smoothing, "label_smoothing")
         self.weight_mode = weight_mode
         self.validate = validate
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CrossEntropyLoss:
+        """Move, or convert; a prior that comes back from a narrower dtype sums to 1 in the wider one again."""
+        given = {name: getattr(self, name) for name in ("prior", "class_prior")}
+        super()._apply(fn, recurse)
+        for name, before in given.items():
+            now = getattr(self, name)
+            if now is not None and now.dtype != before.dtype and now.element_size() > before.element_size():
+                setattr(self, name, now / now.sum(-1, keepdim=True))
+        return self
 
     def forward(
         self,

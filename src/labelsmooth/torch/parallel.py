@@ -6,11 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from labelsmooth import _checks
 from labelsmooth.torch._shards import Prepared, Shards, local, local_like, members, settle
-from labelsmooth.torch._terms import Terms, divided, gradient_, joined, outside_graphs, parts_of, statistics_
+from labelsmooth.torch._terms import (
+    Terms,
+    divided,
+    gradient_,
+    joined,
+    outside_graphs,
+    parts_of,
+    refuse_a_second_derivative,
+    statistics_,
+)
 
 
 def vocab_parallel_cross_entropy(
@@ -125,8 +133,8 @@ class _Losses(torch.autograd.Function):
         return found.loss(terms.total)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        refuse_a_second_derivative("vocab_parallel_cross_entropy")
         input, top, exps, *_ = ctx.saved_tensors
         terms: Terms = ctx.terms
         columns, gradient = slice(0, terms.width), torch.empty_like(input)
