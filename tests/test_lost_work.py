@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from labelsmooth import _files
-from labelsmooth._errors import Interrupted, TrainingError
+from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.report import page
 from labelsmooth.training import CLASSIC, DIGITS, FAST, Reporter, artefacts, resume, train
 from labelsmooth.training.run import RunFolder
@@ -110,6 +111,67 @@ def test_more_epochs_replan_the_rest(tmp_path):
     assert yaml.safe_load((longer.folder / "config.yaml").read_text())["epochs"] == 4
     with pytest.raises(ValueError, match="resume must name a run that is not finished, or come with more --epochs"):
         resume(first.folder)
+
+
+def test_two_at_once_in_one_run_are_refused(tmp_path):
+    class Again(Reporter):
+        def epoch(self, row, best):
+            with pytest.raises(DataError, match=r"another labelsmooth is at work in .*digits-001; wait for it"):
+                resume(tmp_path / "digits-001", epochs=3)
+            tried.append(row["epoch"])
+
+    tried = []
+    train("digits", recipe=DIGITS, epochs=1, out=tmp_path, reporter=Again())
+    assert resume(tmp_path / "digits-001", epochs=2, reporter=Again()).summary["epochs"] == 2
+    assert tried == [1, 2]
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_resume_removes_what_was_half_written_and_nothing_else(tmp_path):
+    folder = train("digits", recipe=DIGITS, epochs=1, out=tmp_path).folder
+    own = [folder / ".my-notes.txt", folder / "checkpoints/.git-keep", folder / ".git/.a-b"]
+    for file in own:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    with _files.replacing(tmp_path / "last.safetensors") as temporary:
+        left = folder / "checkpoints" / temporary.name
+    left.write_text("what a kill would have left")
+    shutil.rmtree(folder / "plots")  # as version control leaves empty folders out
+    resume(folder, epochs=2)
+    assert all(file.read_text() == "x" for file in own)
+    assert not left.exists()
+
+
+def test_a_run_that_cannot_be_written_to_is_refused_before_it_trains(tmp_path, monkeypatch):
+    folder = train("digits", recipe=DIGITS, epochs=1, out=tmp_path).folder
+    monkeypatch.setattr(TorchEngine, "train_epoch", lambda *given: pytest.fail("trained"))
+    (folder / ".lock").mkdir()  # nothing can be opened there
+    with pytest.raises(DataError, match=r"digits-001 cannot be written to \("):
+        resume(folder, epochs=2)
+
+
+def test_other_examples_than_the_run_began_with_are_refused(tmp_path):
+    """The same files, of which fewer can be read."""
+    folder = train("digits", recipe=DIGITS, epochs=1, out=tmp_path).folder
+    known = json.loads((folder / "data.json").read_text())
+    known["examples"]["val"] += 3
+    (folder / "data.json").write_text(json.dumps(known))
+    with pytest.raises(
+        DataError, match="digits gives other examples than when .*: 1293 train, 144 val, 360 test, then"
+    ):
+        resume(folder, epochs=2)
+
+
+def test_a_missing_last_checkpoint_is_told_of(tmp_path):
+    class Notes(Reporter):
+        def note(self, text):
+            notes.append(text)
+
+    notes = []
+    folder = train("digits", recipe=DIGITS, epochs=2, out=tmp_path).folder
+    (folder / "checkpoints/last.safetensors").unlink()
+    resume(folder, epochs=3, reporter=Notes())
+    assert re.search(r"there is no .*last.safetensors; looking at the checkpoint before", notes[0])
 
 
 def test_figures_of_earlier_weights_go_when_a_run_goes_on(tmp_path, monkeypatch):

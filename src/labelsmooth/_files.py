@@ -47,6 +47,9 @@ def reading(path: object, says: str, damage: tuple[type[Exception], ...] = NPZ_D
         raise DataError(f"{path} {says.format(printable(reason(error)))}") from None
 
 
+_UNFINISHED = ".labelsmooth-"  # in the names of temporary files, by which those of killed processes are known
+
+
 @contextmanager
 def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not.
@@ -56,7 +59,7 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
         keep: where the file goes that was there before, once the new one is safe on the disk.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}{_UNFINISHED}", suffix=path.suffix)
     except OSError as error:
         error.filename = str(path)  # which people know
         raise
@@ -74,6 +77,13 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files below `folder` that a killed process left."""
+    for path in folder.rglob(f".*{_UNFINISHED}*"):
+        if path.is_file():
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,6 +119,23 @@ def locked(path: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Work in `folder`, for one process alone.
+
+    Raises:
+        DataError: another process works there, or nobody may.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / ".lock"))
+        except BlockingIOError:
+            raise DataError(f"another labelsmooth is at work in {folder}; wait for it, or stop it") from None
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written to ({error.strerror or error})") from None
+        yield
 
 
 def next_folder(parent: Path, name: str) -> Path:

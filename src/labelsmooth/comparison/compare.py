@@ -186,7 +186,7 @@ def compare(
     folder = ComparisonFolder.create(Path(out), name) if resume is None else ComparisonFolder.open(resume)
     run = _Run(trials, arms, added, count, checked, name, folder, manifest, watcher or Watcher(), began)
     try:
-        with folder.locked():
+        with _files.alone_in(folder.path):
             return run.run(costs, jobs, backend, scheduler, max_time)
     except KeyboardInterrupt:
         kept = f"{len(run.took)} of {len(run.every)} trials"

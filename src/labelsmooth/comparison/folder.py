@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,20 +72,6 @@ class ComparisonFolder:
     def forget(self, arm: Arm, seed: int) -> None:
         """Make a finished trial an unfinished one."""
         (self.trial(arm, seed) / "trial.json").unlink(missing_ok=True)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """For one process alone.
-
-        Raises:
-            DataError: another process works on it.
-        """
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(_files.locked(self.path / ".lock"))
-            except BlockingIOError:
-                raise DataError(f"another labelsmooth is at work in {self.path}; wait for it, or stop it") from None
-            yield
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         _files.write_text(self.path / name, json.dumps(value, indent=2) + "\n")

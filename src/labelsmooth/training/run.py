@@ -9,8 +9,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ COLUMNS = (
     "epoch", "lr", "smoothing", "train_loss_smoothed", "train_loss_floor", "train_nll", "train_accuracy",
     "val_nll", "val_accuracy", "seconds", "images_per_second",
 )  # fmt: skip
+_FOLDERS = ("checkpoints", "predictions", "plots")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class RunFolder:
     @staticmethod
     def at(path: Path) -> RunFolder:
         """The folder `path`, without anything in it."""
-        for sub in ("checkpoints", "predictions", "plots"):
+        for sub in _FOLDERS:
             (path / sub).mkdir(parents=True, exist_ok=True)
         return RunFolder(path)
 
@@ -157,11 +158,21 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def sweep(self) -> None:
-        """Remove files that a killed process left half-written."""
-        for path in self.path.rglob(".*-*"):
-            if self.writes and path.is_file():
-                path.unlink()
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For one process that writes alone; what one that was killed left half-written is removed.
+
+        Raises:
+            DataError: another process trains here, or nothing can be written.
+        """
+        if not self.writes:
+            yield
+            return
+        with _files.alone_in(self.path):
+            _files.sweep(self.path)
+            for sub in _FOLDERS:
+                (self.path / sub).mkdir(parents=True, exist_ok=True)
+            yield
 
     def reopen(self) -> None:
         """Make a finished run an unfinished one: no figure or picture of its weights stays beside later ones."""

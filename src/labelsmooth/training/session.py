@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,8 @@ def start(
             text = f"{error.strerror or error} while writing a run folder in {folder.path.parent}; nothing was trained"
             raise TrainingError(text) from error
         raise
-    return _finish(training, folder, reporter or Reporter(), plot, training.plan.settings.track, report)
+    with folder.locked():
+        return _finish(training, folder, reporter or Reporter(), plot, training.plan.settings.track, report)
 
 
 def _environment(training: Training) -> dict[str, Any]:
@@ -232,9 +234,11 @@ def resume(
     if plot is not None:
         plots.check_file(Path(plot))
     settings = RunFolder.open(run).read_settings()
-    with joined(devices, settings.device) as ranks:
-        reporter = (reporter if ranks.first else None) or Reporter()
-        return _resumed(RunFolder(Path(run), ranks.first), settings, ranks, epochs, reporter, plot, report)
+    with joined(devices, settings.device) as ranks, ExitStack() as stack:
+        reporter, folder = (reporter if ranks.first else None) or Reporter(), RunFolder(Path(run), ranks.first)
+        with ranks.in_turn("lock"):
+            stack.enter_context(folder.locked())
+        return _resumed(folder, settings, ranks, epochs, reporter, plot, report)
 
 
 def _resumed(
@@ -259,7 +263,12 @@ def _resumed(
         )
     if images.noise is not None and images.noise.digest != (known.get("noise") or {}).get("sha256"):
         raise DataError(f"the labels of --noise {settings.noise} have changed since {run} began")
-    folder.sweep()
+    examples = {name: len(split) for name, split in images.splits.items()}
+    if examples != known.get("examples", examples):
+        raise DataError(
+            f"{settings.data} gives other examples than when {run} began: {_counts(examples)}, then "
+            f"{_counts(known['examples'])}; files that could be read then cannot be now, or the other way round"
+        )
     with ranks.in_turn("restore"):
         training = _restored(folder, settings, images, reporter, ranks)
     if epochs is not None:
@@ -278,6 +287,10 @@ def _resumed(
             reporter.note(f"{name} is {now}, and was {before} when the run began: it will not end with the same bits")
     reporter.note(f"resuming {run} {f'after {training.saved}' if training.saved else 'from its start'}")
     return _finish(training, folder, reporter, plot, track, report)
+
+
+def _counts(examples: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in examples.items())
 
 
 def _tracker(settings: Settings, reporter: Reporter) -> str | None:
@@ -337,6 +350,8 @@ def _restored(folder: RunFolder, settings: Settings, images: ImageData, reporter
     for name in ("last", "previous"):
         path = folder.checkpoints / f"{name}.safetensors"
         if not path.exists():
+            if name == "last" and (folder.checkpoints / "previous.safetensors").exists():
+                reporter.note(f"there is no {path}; looking at the checkpoint before")
             continue
         if problems:
             reporter.note(f"{problems[-1]}; looking at the checkpoint before")
