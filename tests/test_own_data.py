@@ -5,8 +5,10 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -240,7 +242,7 @@ def test_class_names_of_any_bytes(tmp_path):
 def test_folders_that_hold_no_data(tmp_path):
     for files, message in (
         ({"a.png": pictures(1)}, r"holds no images in sub-folders, one per class; its sub-folders: none \(1 image in no"),
-        ({"cat/a.txt": b"x", "dog/b.txt": b""}, r"its sub-folders: cat, dog \(2 files that are no images: .*a.txt, ...\)"),
+        ({"cat/a.txt": b"x", "dog/b.txt": b""}, r"its sub-folders: cat, dog \(2 files that are no images: .*a.txt, .*b.txt\)"),
         (classes("train/") | {"test/cat/notes.txt": b"x"}, r"test holds no images in sub-folders.* its sub-folders: cat"),
         (classes("train/") | classes("val/") | classes("valid/"), r"has val and valid for the val split; keep one"),
         (classes(names=("cat",)), r"one class only \('?cat"),
@@ -268,6 +270,86 @@ def test_folders_beside_the_splits_are_told_of(tmp_path):
 
 
 # Sizes and kinds of images.
+
+
+def test_a_class_that_is_called_like_a_split(tmp_path):
+    data, notes = noted(tree(tmp_path, classes(names=("bus", "car", "train"), n=30)))
+    assert data.classes == ("bus", "car", "train")
+    assert notes == [f"note: the folder train in {tmp_path} holds images, and no sub-folders: it is taken for a class"]
+    assert "taken for a class" in data.describe()["notes"][0]
+
+
+def test_splits_without_one_for_training(tmp_path):
+    for number, names in enumerate((("val/", "test/"), ("validation_set/", "test-set/"))):
+        root = tree(tmp_path / str(number), {k: v for name in names for k, v in classes(name).items()})
+        with pytest.raises(DataError, match=rf"the folder {root} holds .*, but no train$"):
+            load(root)
+    root = tree(tmp_path / "sets", classes("training_set/") | classes("Test-Set/", n=6, seed=1))
+    data = load(root)
+    assert (data.classes, data.own_splits, len(data.test)) == (("cat", "dog"), ("train", "test"), 6)
+
+
+def test_class_folders_without_an_image_are_told_of(tmp_path):
+    root = tree(tmp_path, classes())
+    (root / "bird").mkdir()
+    data, notes = noted(root)
+    assert data.skipped == (f"1 class folder without an image: {root}/bird",)
+    assert notes == [f"left out: {data.skipped[0]} (all in data.json)"]
+
+
+def test_all_that_is_left_out_is_listed(tmp_path):
+    root = tree(tmp_path, classes() | {f"cat/{name}.txt": b"" for name in "abc"})
+    assert load(root).describe()["skipped"] == [
+        f"3 files that are no images: {root}/cat/a.txt, {root}/cat/b.txt, {root}/cat/c.txt"
+    ]
+
+
+def test_why_images_were_lost_is_said_where_it_matters(tmp_path):
+    root = tree(tmp_path, classes() | {"bird/1.png": b"broken", "bird/2.png": b"broken"})
+    with pytest.raises(DataError, match=r"has no training example: 'bird' \(left out: .*bird/1.png cannot be decoded"):
+        load(root)
+
+
+def test_class_folders_that_look_alike(tmp_path):
+    root = tree(tmp_path / "a", classes(names=("cat", "new\nline", r"new\nline")))
+    with pytest.raises(DataError, match=r"the class folders 'new.*line' and 'new.*line' both look like new.nline"):
+        load(root)
+    root = tree(tmp_path / "b", classes(names=("cat", "caf\u00e9", "cafe\u0301")))
+    with pytest.raises(DataError, match="are the same letters, encoded in two ways"):
+        load(root)
+
+
+def test_a_path_never_is_data_that_come_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "digits", classes())
+    assert load(Path("digits")).classes == ("cat", "dog")
+    assert load("./digits").classes == ("cat", "dog")
+    data, notes = noted("digits")
+    assert data.num_classes == 10
+    assert notes == ["note: digits are data that come along; the folder of that name is ./digits"]
+    assert train(Path("digits"), "digits", epochs=0.5, batch_size=8, out=tmp_path).summary["data"] == "digits"
+    for wrong in (None, 5, np.zeros(3)):
+        with pytest.raises(ValueError, match="data must be a name or a path; got"):
+            load(wrong)
+
+
+def test_a_table_beside_class_folders_is_told_of(tmp_path):
+    root = tree(tmp_path, classes())
+    csv(root / "train.csv", "path,label", [f"{'cat' if i % 2 == 0 else 'dog'}/{i:03d}.png,{i % 2}" for i in range(20)])
+    assert noted(root)[1] == [
+        f"note: train.csv in {root} says what the images are; the 2 folders beside it count only as far as it names files"
+    ]
+
+
+@pytest.mark.parametrize(("bits", "brightest"), [(8, 1), (12, 16)])
+def test_images_that_are_all_but_black_are_told_of(bits, brightest, tmp_path):
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 2**bits, (20, 9, 9), np.uint16)):
+        path = tmp_path / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    notes = [note for note in noted(tmp_path)[1] if "black" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"note: the brightest pixel of 20 images is {brightest} of 255: they are all but black.")
 
 
 def test_mixed_images_come_out_right(tmp_path):
@@ -350,6 +432,23 @@ def test_a_changed_file_is_noticed_and_an_unchanged_folder_not_read(tmp_path, ow
     assert len(os.listdir(own_cache / f"decoded-v{cache.VERSION}")) == 2
     copied = load(tree(tmp_path / "copy" / "pets", classes()))
     assert copied.digest == first.digest  # by content, wherever it lies
+
+
+def test_a_cache_that_may_not_be_entered_is_done_without(tmp_path, monkeypatch):
+    root = tree(tmp_path / "data", classes())
+    is_dir = Path.is_dir
+
+    def refuse(path):
+        if "decoded-v" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    data, notes = noted(root)
+    assert len(data.train) == 14
+    assert re.fullmatch(
+        "the decoded images could not be cached in .* .Permission denied.; they are decoded at every start", notes[0]
+    )
 
 
 def test_a_cache_of_an_older_version_is_told_of(tmp_path, own_cache):
@@ -473,6 +572,22 @@ def test_processes_that_fill_one_cache_at_once(tmp_path, own_cache):
     assert folder.stat().st_mode & 0o777 == 0o777 & ~_files.umask()
 
 
+def test_sigterm_while_images_are_decoded(tmp_path, own_cache):
+    """As Ctrl-C: nothing half-decoded is left in the cache."""
+    large = png(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8))
+    tree(tmp_path, {f"{'ab'[i % 2]}/{i}.png": large for i in range(1000)})
+    running = subprocess.Popen(
+        [sys.executable, "-m", "labelsmooth", "data", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    while not list(own_cache.glob("decoded-v*/.new-*")):
+        assert running.poll() is None, "it ended before"
+        time.sleep(0.01)
+    running.terminate()
+    assert running.communicate(timeout=60)[1].endswith("labelsmooth: interrupted\n")
+    assert running.returncode == 130
+    assert not list(own_cache.glob("decoded-v*/*"))
+
+
 @pytest.mark.parametrize("name", ["examples.npz", "skipped.json", "images.npy"])
 def test_a_damaged_cache_is_made_anew(name, tmp_path, own_cache):
     root = tree(tmp_path / "pets", classes())
@@ -547,6 +662,50 @@ def test_csv_of_bytes_and_a_folder_of_csv(tmp_path):
     data = load(tmp_path)
     assert np.array_equal(data.test.images, pictures(6, seed=6))
     assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 6)
+
+
+def test_csv_columns_that_say_nothing_of_splits(tmp_path):
+    tree(tmp_path, {f"{i}.png": picture for i, picture in enumerate(pictures(20))})
+    for name in ("fold", "set"):
+        csv(tmp_path / "a.csv", f"path,label,{name}", [f"{i}.png,{i % 2},{i % 5}" for i in range(20)])
+        data, notes = noted(tmp_path / "a.csv")
+        assert data.own_splits == ("train",)
+        assert notes == [f"note: the column {name} of {tmp_path}/a.csv is not used: it names none of train, val, test"]
+    table = {"image": [png(picture) for picture in pictures(20)], "label": [i % 2 for i in range(20)]}
+    pq.write_table(pa.table(table | {"split": [i % 2 for i in range(20)]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 0 of .* has the split 0; it must be one of train, val, test"):
+        load(tmp_path / "a.parquet")
+
+
+def test_csv_errors_name_the_line(tmp_path):
+    tree(tmp_path, {f"{i}.png": picture for i, picture in enumerate(pictures(20))})
+    rows = [f"{i}.png,{i % 2}," for i in range(20)]
+    for lines, line in (
+        ([*rows[:3], "gone.png,0,"], 5),
+        (["", "", *rows[:3], "gone.png,0,"], 7),
+        (['0.png,0,"a\nb\nc"', "gone.png,0,"], 5),
+    ):
+        for end in ("\n", ""):
+            (tmp_path / "a.csv").write_text("path,label,note\n" + "\n".join(lines) + end)
+            with pytest.raises(
+                DataError, match=rf"^line {line} of {tmp_path}/a.csv .*gone.png.*: there is no such file"
+            ):
+                load(tmp_path / "a.csv")
+
+
+def test_csv_of_odd_values(tmp_path):
+    tree(tmp_path, {f"{i}.png": picture for i, picture in enumerate(pictures(20))})
+    long = base64.b64encode(png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))).decode()
+    for header, row, message in (
+        ("image,label", f"{long},0", r"a.csv holds \d+ characters where a path should be: iVBORw0KGgo.*; base64 is read from a column called image_base64"),
+        ("path,path,label", "0.png,0.png,0", "has 2 columns called path; rename all but one"),
+        ("path,label,label", "0.png,0,1", "has 2 columns called label"),
+        ("path,label", "0\0.png,0", "line 2 of .*a.csv"),
+    ):  # fmt: skip
+        csv(tmp_path / "a.csv", header, [row, row])
+        with pytest.raises(DataError, match=message) as caught:
+            load(tmp_path / "a.csv")
+        assert len(str(caught.value)) < 500
 
 
 def test_csv_that_is_wrong(tmp_path):
@@ -625,6 +784,38 @@ def test_npz_of_other_kinds_and_wrong_ones(tmp_path):
 
 
 # What `labelsmooth data` says.
+
+
+def test_npz_with_what_has_no_partner_or_no_use(tmp_path):
+    x, y = pictures(20), np.arange(20) % 2
+    for arrays, message in (
+        ({"x_test": x[:4]}, "has x_test, but no labels for the test split; it holds x_train, y_train, x_test"),
+        ({"x_test": x[:4], "y_tset": y[:4]}, "has x_test, but no labels for the test split"),
+        ({"y_val": y[:4]}, "has y_val, but no images for the val split"),
+        ({"classes": np.array(["a", "a"])}, "two classes are called 'a'"),
+        ({"classes": np.array(["a", ""])}, "one of the classes has no name"),
+    ):  # fmt: skip
+        np.savez(tmp_path / "a.npz", x_train=x, y_train=y, **arrays)
+        with pytest.raises(DataError, match=message):
+            load(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, split=y, classes=np.array([b"cat", b"dog"]))
+    data, notes = noted(tmp_path / "a.npz")
+    assert data.classes == ("cat", "dog")
+    assert notes == [f"note: {tmp_path}/a.npz holds arrays that are not used: split"]
+    np.save(tmp_path / "b", x)
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    with pytest.raises(DataError, match="b.npz is a single array; it must hold images and labels"):
+        load(tmp_path / "b.npz")
+
+
+def test_npz_pixels_by_their_values(tmp_path):
+    x, y = pictures(20), np.arange(20) % 2
+    for array in (x.astype(np.uint16), x.astype(np.int32), x.astype(np.uint16) * 257):
+        np.savez(tmp_path / "a.npz", images=array, labels=y)
+        split = load(tmp_path / "a.npz").train
+        assert np.array_equal(split.images, x[split.index])
+    np.savez(tmp_path / "a.npz", images=x > 127, labels=y)
+    assert set(np.unique(load(tmp_path / "a.npz").train.images)) == {0, 255}
 
 
 def test_leaks_duplicates_and_contradictions(tmp_path):

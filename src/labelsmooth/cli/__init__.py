@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from labelsmooth._errors import DataError, Interrupted, TrainingError, is_silent
 from labelsmooth._text import printable_lines
+from labelsmooth.cli.stopping import terminated
 
 _EXTRA = "pip install 'labelsmooth[train]'"
 _EXTRAS = {"accelerate": "track", "tensorboard": "track", "distributed": "dask", "keras": "keras"}
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     try:
-        return _run([token for token in tokens if token != "--debug"], debug)
+        with terminated():
+            return _run([token for token in tokens if token != "--debug"], debug)
     except KeyboardInterrupt as stop:
         # A second Ctrl-C changes nothing any more.
         with suppress(ValueError):  # which a thread other than the main one gets

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from labelsmooth.cli.output import Bar, Json, WholeNumber, console, duration, make_reporter, print_json
-from labelsmooth.cli.stopping import terminated
 
 if TYPE_CHECKING:
     from labelsmooth.comparison import Comparison
@@ -122,7 +121,7 @@ def compare(
     _checks.class_count(asked["seeds"], "seeds")
     check_backend(jobs, backend, scheduler)
     _files.check_parent(out or Path("runs"))
-    with Bar(screen) as bar, terminated():
+    with Bar(screen) as bar:
         reporter = make_reporter(screen, bar)
         trials = ImageTrials.of(asked["data"] or "digits", asked["fixed"], reporter)
         result = comparison.compare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from labelsmooth._text import shortened
 from labelsmooth.cli.output import Bar, Json, WholeNumber, console, data_progress, print_json
 
 _SHOWN = 20  # classes, and left-out entries
@@ -74,7 +75,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"labels       {found['contradictions']} images have copies with another label")
     skipped = found["skipped"]
     shown = skipped[:_SHOWN] or ["nothing"]
-    lines += [f"{'' if number else 'left out':<13}{line}" for number, line in enumerate(shown)]
+    lines += [f"{'' if number else 'left out':<13}{shortened(line, 200)}" for number, line in enumerate(shown)]
     if len(skipped) > _SHOWN:
         lines.append(f"             ... and {len(skipped) - _SHOWN} more (--json lists all)")
+    lines += [f"{'note':<13}{note}" for note in found["notes"]]
     return lines

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from labelsmooth.cli.output import Bar, Json, WholeNumber, console, duration, print_json
-from labelsmooth.cli.stopping import terminated
 
 
 def smooth(
@@ -46,7 +45,7 @@ def smooth(
     from labelsmooth.files import smooth_file
 
     start, screen = time.perf_counter(), console(json)
-    with terminated(), Bar(console(True)) as bar:
+    with Bar(console(True)) as bar:
 
         def progress(text: str, done: int, count: int | None) -> None:
             if count is None:

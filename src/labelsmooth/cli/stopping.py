@@ -14,7 +14,11 @@ def terminated() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # in another thread than the main one, where signals do not arrive
+        yield
+        return
     try:
         yield
     finally:

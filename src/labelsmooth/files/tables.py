@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,21 @@ _compute: Any = compute  # which makes its functions while it is imported
 _BLOCK = 1 << 20  # bytes of a CSV file, of which pyarrow reads 32 blocks ahead; no row may be larger
 _BATCH = 32 << 20  # bytes of a parquet file's rows, as far as their average tells
 _WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
+
+
+def first_lines(path: Path, delimiter: str) -> Iterator[int]:
+    """The line, from 1, on which each row of a CSV file begins: values may have several lines, and lines be empty.
+
+    It ends early where it cannot be told.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file, suppress(csv.Error, UnicodeDecodeError):
+        reader = csv.reader(file, delimiter=delimiter)
+        next(reader, None)  # the header
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells:  # an empty line is no row
+                yield line
+            line = reader.line_num + 1
 
 
 class CsvSource(Source):
@@ -54,19 +70,8 @@ class CsvSource(Source):
                     first += batch.num_rows
 
     def where(self, row: int) -> str:
-        """Its line, found by reading the file once more: values may have several lines."""
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            reader, number = csv.reader(file, delimiter=self._delimiter), -2  # the first row is the header
-            line = 1
-            try:
-                for cells in reader:
-                    number += bool(cells)  # an empty line is no row
-                    if number == row and cells:
-                        return f"line {line} of {self.path}"
-                    line = reader.line_num + 1
-            except csv.Error:  # a value of more than 128 KiB
-                pass
-        return super().where(row)
+        line = next(islice(first_lines(self.path, self._delimiter), row, None), None)
+        return super().where(row) if line is None else f"line {line} of {self.path}"
 
     def _open(self, only: str | None = None) -> pcsv.CSVStreamingReader:
         """All columns are text: a type found in the first block of a file may not fit the last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,28 @@ from labelsmooth.training.images import Decoded
 from labelsmooth.training.listing import SPLIT_NAMES, SPLITS, Listing
 
 _IMAGE_NAMES = ("images", "image", "x", "data")
+_CLASS_NAMES = ("classes", "class_names")
 _LABEL_NAMES = ("labels", "label", "y", "target", "targets")
 
 
 def read(path: Path) -> Listing:
     """An .npz file of ``images`` and ``labels``, or of ``x_train``, ``y_train``, ``x_test``, ``y_test``, or the like.
 
-    Images are ``[N, H, W]`` or ``[N, H, W, C]`` with C of 1 or 3: whole numbers 0..255, uint16, or floats 0..1. Labels
-    are ``[N]`` or ``[N, 1]``: ids or names. ``classes``, if it is there, names the ids.
+    Images are ``[N, H, W]`` or ``[N, H, W, C]`` with C of 1 or 3: whole numbers 0..255, uint16 up to 65535, floats
+    0..1, or booleans. Labels are ``[N]`` or ``[N, 1]``: ids or names. ``classes``, if it is there, names the ids.
 
     Raises:
         DataError: the file is damaged, or an array is missing or of another shape or range.
     """
-    with (
-        _files.reading(path, "is no readable .npz file ({})"),
-        path.open("rb") as opened,
-        np.load(opened, allow_pickle=False) as file,
-    ):
+    with _files.reading(path, "is no readable .npz file ({})"), path.open("rb") as opened:
+        file = np.load(opened, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise DataError(f"{path} is a single array; it must hold images and labels")
-        pairs = _pairs(list(file.files), path)
+        pairs, others = _pairs(list(file.files), path)
         images = {split: _images(file[x], f"{x} in {path}") for split, (x, _) in pairs.items()}
         labels = {split: as_labels(file[y], f"{y} in {path}") for split, (_, y) in pairs.items()}
-        names = next((name for name in ("classes", "class_names") if name in file.files), None)
-        classes = None if names is None else tuple(map(str, np.ravel(file[names])))
+        names = next((name for name in _CLASS_NAMES if name in file.files), None)
+        classes = None if names is None else tuple(map(str, _text(np.ravel(file[names]))))
     for split, (x, y) in pairs.items():
         if len(images[split]) == 0:
             raise DataError(f"the {split} split of {path} is empty ({x})")
@@ -49,7 +48,8 @@ def read(path: Path) -> Listing:
         raise DataError(f"the images of {path} have different shapes: {' and '.join(map(str, sorted(shapes)))}")
     if len({array.dtype.kind for array in labels.values()}) > 1:
         raise DataError(f"{path} has labels of different kinds: numbers in one split, names in another")
-    return of_arrays(path.stem, images, labels, classes, cache.digest([str(path)], ["npz"]))
+    listing = of_arrays(path.stem, images, labels, classes, cache.digest([str(path)], ["npz"]))
+    return replace(listing, notes=(f"{path} holds arrays that are not used: {', '.join(others)}",) if others else ())
 
 
 def digits() -> Listing:
@@ -84,8 +84,12 @@ def of_arrays(
     )
 
 
-def _pairs(names: list[str], path: Path) -> dict[str, tuple[str, str]]:
-    """{split: (its images, its labels)} by the arrays' names."""
+def _pairs(names: list[str], path: Path) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """{split: (its images, its labels)} by the arrays' names, and the names of others.
+
+    Raises:
+        DataError: there are none for training; or a split has images and no labels, or the other way round.
+    """
     found: dict[str, tuple[str, str]] = {}
     lower = {name.lower(): name for name in names}
     splits = [("train", "{}"), *((s, f) for w, s in SPLIT_NAMES.items() for f in (f"{w}_{{}}", f"{{}}_{w}"))]
@@ -99,7 +103,20 @@ def _pairs(names: list[str], path: Path) -> dict[str, tuple[str, str]]:
         raise DataError(
             f"{path} holds {listed}; it must hold images and labels, or x_train and y_train (and x_test, y_test, ...)"
         )
-    return {split: found[split] for split in SPLITS if split in found}
+    used = {name for pair in found.values() for name in pair} | set(_CLASS_NAMES)
+    others = [name for name in names if name not in used]
+    for split, form in splits:
+        for kind, missing in ((_IMAGE_NAMES, "labels"), (_LABEL_NAMES, "images")):
+            alone = next((lower[form.format(x)] for x in kind if lower.get(form.format(x)) in others), None)
+            if alone is not None and split not in found:
+                raise DataError(
+                    f"{path} has {alone}, but no {missing} for the {split} split; it holds {', '.join(names)}"
+                )
+    return {split: found[split] for split in SPLITS if split in found}, others
+
+
+def _text(array: np.ndarray) -> np.ndarray:
+    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
 
 
 def _images(array: np.ndarray, where: str) -> np.ndarray:
@@ -111,8 +128,10 @@ def _images(array: np.ndarray, where: str) -> np.ndarray:
         raise DataError(f"{where} has the shape {array.shape}; it must be [N, H, W] or [N, H, W, 1 or 3]{hint}")
     if array.dtype == np.uint8 or not array.size:
         return array.astype(np.uint8)
+    if array.dtype == bool:
+        return array * np.uint8(255)
     low, high = array.min(), array.max()
-    if array.dtype == np.uint16:
+    if array.dtype == np.uint16 and high > 255:
         return (array / 257).round().astype(np.uint8)
     if array.dtype.kind == "f" and low >= 0 and high <= 1:
         return (array * 255).round().astype(np.uint8)
@@ -132,8 +151,7 @@ def as_labels(array: np.ndarray, where: str) -> np.ndarray:
         array = array[:, 0]
     if array.ndim != 1:
         raise DataError(f"{where} has the shape {array.shape}; labels must be [N] or [N, 1]")
-    if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8")
+    array = _text(array)
     if array.dtype.kind == "f" and whole(array).all():
         array = array.astype(np.int64)
     if array.dtype.kind not in "iubU" or (array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1):

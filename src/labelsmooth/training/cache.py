@@ -54,8 +54,12 @@ def digest(files: Sequence[str], names: Iterable[str]) -> str:
     for file in files:
         try:
             s = os.stat(file)
-            stamp.update(f"{file}\0{s.st_size}\0{s.st_mtime_ns}\0{s.st_ctime_ns}\0".encode("utf-8", "surrogateescape"))
-        except OSError:
+            stamp.update(
+                f"{os.path.abspath(file)}\0{s.st_size}\0{s.st_mtime_ns}\0{s.st_ctime_ns}\0".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
+        except (OSError, ValueError):  # a name that cannot be one
             stamp.update(f"{file}\0-\0".encode("utf-8", "surrogateescape"))
     known = cache_folder() / "digests" / stamp.hexdigest()
     try:
@@ -83,7 +87,7 @@ def _content(file: str) -> bytes | None:
     try:
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").digest()
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
@@ -103,17 +107,17 @@ def decoded(items: Items, content: str, image_size: int | None, progress: Progre
     """
     root = cache_folder()
     folder = root / f"decoded-v{VERSION}" / f"{content}-{image_size or 'own'}"
-    if folder.is_dir():
-        try:
-            return _read(folder)
-        except _DAMAGE as error:
-            progress.note(f"the cache in {folder} is damaged ({error}); decoding again")
-    old = [item.name for item in root.glob("decoded-v*") if item.name != f"decoded-v{VERSION}"]
-    if old:
-        progress.note(
-            f"{root} holds a cache of an older version ({', '.join(sorted(old))}), which is not used; delete it"
-        )
     try:
+        if folder.is_dir():
+            try:
+                return _read(folder)
+            except _DAMAGE as error:
+                progress.note(f"the cache in {folder} is damaged ({error}); decoding again")
+        old = [item.name for item in root.glob("decoded-v*") if item.name != f"decoded-v{VERSION}"]
+        if old:
+            progress.note(
+                f"{root} holds a cache of an older version ({', '.join(sorted(old))}), which is not used; delete it"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
         return _decode_into(folder, items, image_size, progress.decoded)

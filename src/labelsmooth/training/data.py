@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import numpy as np
 
 from labelsmooth import _checks
 from labelsmooth._errors import DataError, refused
-from labelsmooth._text import nearest
+from labelsmooth._text import counted, nearest, shortened
 from labelsmooth.training import arrays, cifar10, folders, tables
-from labelsmooth.training.listing import SPLITS, Listing, Progress
+from labelsmooth.training.images import Decoded
+from labelsmooth.training.listing import SPLITS, Listing, Progress, split_of
 from labelsmooth.training.noise import Noise, checked, relabelled
 
 TEST_SHARE = 0.2  # of data that come without a test set; the same examples for every seed
@@ -27,6 +29,7 @@ KINDS = (
 _NAMED = ("digits", "cifar10")
 _BLOCK = 1 << 24  # bytes of images that are looked at together
 _SHOWN = 3  # left-out images that are named
+_LOOKED_AT = 256  # images, for whether they are black
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class ImageData:
         digest: SHA-256 of the content.
         classes: the names of ids.
         skipped: what was left out, a line for each.
+        notes: what else is worth a line.
         own_splits: the splits that the source itself has.
         sizes: ``int32[N, 2]``, height and width of all images before resizing.
         noise: what was done to the training labels; None: nothing.
@@ -112,6 +116,7 @@ class ImageData:
     own_splits: tuple[str, ...]
     sizes: np.ndarray
     noise: Noise | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -152,6 +157,7 @@ class ImageData:
             "noise": None if self.noise is None else self.noise.describe(),
             "own_splits": list(self.own_splits),
             "skipped": list(self.skipped),
+            "notes": list(self.notes),
             "test_images_in_train": self.leaks(),
         }
 
@@ -201,8 +207,9 @@ def load(
     progress = progress or Progress()
     data = gather(source, val_split, seed, image_size, image_column, label_column, noise, progress)
     if data.skipped:
-        more = f"; and {len(data.skipped) - _SHOWN} more" if len(data.skipped) > _SHOWN else ""
-        progress.note(f"left out: {'; '.join(data.skipped[:_SHOWN])}{more} (all in data.json)")
+        progress.note(f"left out: {_shown(data.skipped)} (all in data.json)")
+    for note in data.notes:
+        progress.note(f"note: {note}")
     low, high = data.sizes.min(axis=0), data.sizes.max(axis=0)
     if (low != high).any() or tuple(low) != data.image_shape[:2]:
         told = "as asked" if image_size else "--image-size chooses another"
@@ -238,6 +245,7 @@ def gather(
     share = val_split if callable(val_split) else _checks.smoothing(val_split, "val_split")
     size = None if image_size is None else _checks.image_size(image_size)
     asked = None if noise is None else checked(noise)
+    source = source_text(source)
     listing = find(source, image_column=image_column, label_column=label_column, download=progress.download)
     if len(listing.labels) and "train" not in listing.splits:
         held = ", ".join(name for name in SPLITS if name in listing.splits)
@@ -245,13 +253,33 @@ def gather(
     classes, ids = _numbered(listing, str(source))
     _check_names(classes)
     if len(classes) == 1 and listing.skipped:
-        out = "; ".join(listing.skipped)
+        out = _shown(listing.skipped)
         raise DataError(f"{source} has one class only ({classes[0]}); a classifier needs two (left out: {out})")
     noisy, content = ids, b""
     if asked is not None:  # a file that is wrong is found before hours of decoding
         noisy, content = relabelled(asked, ids, listing, classes, seed)
     decoded = listing.decode(size, progress)
     skipped = (*listing.skipped, *decoded.skipped)
+    try:
+        splits, own = _divided(listing, decoded, ids, classes, share, seed, str(source))
+    except DataError as error:
+        raise (DataError(f"{error} (left out: {_shown(skipped)})") if skipped else error) from None
+    train, done = splits["train"], None
+    if asked is not None:
+        done = Noise(asked, train.labels, noisy[train.index], content)
+        train = replace(train, labels=done.noisy)
+    origin = source if source in _NAMED else os.path.abspath(_path(source))
+    return ImageData(
+        listing.name, origin, listing.digest, classes, train, splits["val"], splits["test"], skipped, own,
+        decoded.sizes, done, (*listing.notes, *_dark(decoded.images)),
+    )  # fmt: skip
+
+
+def _divided(
+    listing: Listing, decoded: Decoded, ids: np.ndarray, classes: tuple[str, ...],
+    share: float | Callable[[int, int], float], seed: int, source: str,
+) -> tuple[dict[str, Split], tuple[str, ...]]:  # fmt: skip
+    """The three splits of what could be decoded, and the names of those that the source has itself."""
     kept, names = decoded.kept, listing.splits[decoded.kept]
     everything = Split(decoded.images, np.arange(len(kept)), ids[kept], kept, decoded.hashes)
     splits = {name: everything.take(np.flatnonzero(names == name)) for name in SPLITS if name in listing.splits}
@@ -265,16 +293,26 @@ def gather(
         if callable(share):
             share = _checks.smoothing(share(len(splits["train"]), len(classes)), "val_split")
         splits["train"], splits["val"] = _split(splits["train"], share, seed, "validation", classes)
-    train, done = splits["train"], None
-    _check_classes(train, classes, str(source))
-    if asked is not None:
-        done = Noise(asked, train.labels, noisy[train.index], content)
-        train = replace(train, labels=done.noisy)
-    origin = str(source) if str(source) in ("digits", "cifar10") else os.path.abspath(_path(source))
-    return ImageData(
-        listing.name, origin, listing.digest, classes, train, splits["val"], splits["test"], skipped, own,
-        decoded.sizes, done,
-    )  # fmt: skip
+    _check_classes(splits["train"], classes, source)
+    return splits, own
+
+
+def _shown(lines: Sequence[str]) -> str:
+    """The beginnings of the first few."""
+    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return "; ".join(shortened(line, 200) for line in lines[:_SHOWN]) + more
+
+
+def _dark(images: np.ndarray) -> list[str]:
+    """A note where the images are all but black, as those are whose files hold less than they could."""
+    few = images[:: max(1, len(images) // _LOOKED_AT)]
+    brightest = int(few.max(initial=0))
+    if brightest > 16:  # 12 of 16 bits
+        return []
+    return [
+        f"the brightest pixel of {len(few)} images is {brightest} of 255: they are all but black. Grey files of more "
+        "than 8 bits are taken to hold 0..65535, and floats 0..1; stretch the values if yours hold less"
+    ]
 
 
 def find(
@@ -285,6 +323,7 @@ def find(
     Raises:
         DataError: there is none, it is damaged, or it cannot be opened.
     """
+    source = source_text(source)
     if source == "":  # which a path would take for the working folder
         raise DataError(f"no data are named; give {KINDS}")
     try:
@@ -293,23 +332,36 @@ def find(
         raise refused(source) from None
 
 
-def _find(source: str | Path, image_column: str | None, label_column: str | None, download: object) -> Listing:
+def source_text(source: str | Path) -> str:
+    """`source` as text; a path never is the name of data that come along.
+
+    Raises:
+        ValueError: it is neither text nor a path.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise _checks.error("data", "be a name or a path", shortened(repr(source), 60))
+    text = os.fspath(source)
+    return os.path.join(os.curdir, text) if not isinstance(source, str) and text in _NAMED else text
+
+
+def _find(source: str, image_column: str | None, label_column: str | None, download: object) -> Listing:
     path, columns = _path(source), {"image_column": image_column, "label_column": label_column}
     archive = path.name.endswith((".tar.gz", ".tgz", ".tar")) or (path / cifar10.TEST_FILE).is_file()
-    if str(source) not in _NAMED and not archive:
+    if source not in _NAMED and not archive:
         single = path.suffix.lower() in tables.SUFFIXES and not path.is_dir()
         files = {"train": path} if single else tables.in_folder(path) if path.is_dir() else {}
         if files:
-            return tables.read(files, path.stem if single else path.resolve().name, **columns)
-    if str(source) in _NAMED or path.exists():
+            listing = tables.read(files, path.stem if single else path.resolve().name, **columns)
+            return listing if single else replace(listing, notes=(*listing.notes, *_beside(path, files)))
+    if source in _NAMED or path.exists():
         for name, column in columns.items():
             if column is not None:
                 option = f"--{name.replace('_', '-')} {column}"
                 raise DataError(f"{source} is no table with columns, of which {option} would name one; leave it out")
-    if str(source) == "digits":
-        return arrays.digits()
-    if str(source) == "cifar10":
-        return cifar10.read(cifar10.fetch(download))
+    if source in _NAMED:
+        listing = arrays.digits() if source == "digits" else cifar10.read(cifar10.fetch(download))
+        hint = f"{source} are data that come along; the folder of that name is {os.path.join(os.curdir, source)}"
+        return replace(listing, notes=(hint,)) if path.is_dir() else listing
     if archive:
         return cifar10.read(path)
     if path.suffix.lower() == ".npz" and not path.is_dir():
@@ -318,7 +370,17 @@ def _find(source: str | Path, image_column: str | None, label_column: str | None
         return folders.read(str(path))
     if path.exists():
         raise DataError(f"{source} is no data that can be read; give {KINDS}")
-    raise DataError(f"there is no {source}{nearest(str(source), _NAMED)}; give {KINDS}")
+    raise DataError(f"there is no {source}{nearest(source, _NAMED)}; give {KINDS}")
+
+
+def _beside(folder: Path, files: Mapping[str, Path]) -> list[str]:
+    """A note where tables are read, and folders that could be classes are not."""
+    others = [item.name for item in folder.iterdir() if item.is_dir() and split_of(item.name) is None]
+    others = [name for name in others if not name.startswith(".")]
+    if len(others) < 2:
+        return []
+    read, beside = ", ".join(file.name for file in files.values()), counted(len(others), "folder")
+    return [f"{read} in {folder} says what the images are; the {beside} beside it count only as far as it names files"]
 
 
 def _path(source: str | Path) -> Path:
@@ -356,12 +418,20 @@ def _check_names(classes: tuple[str, ...]) -> None:
     """Cat and cat are one class, most likely, spelt in two ways; a and A are letters."""
     alike = defaultdict(list)
     for name in classes:
-        alike[name.casefold()].append(name)
+        if not name.strip():
+            raise DataError(f"one of the classes has no name; the others: {_listed(classes, np.arange(len(classes)))}")
+        alike[unicodedata.normalize("NFC", name).casefold()].append(name)
     for names in alike.values():
-        if len(names) > 1 and len(names[0]) > 1:
-            raise DataError(
-                f"the classes {' and '.join(map(repr, names))} differ by letter case only; rename one, or merge them"
-            )
+        if len(names) == 1 or (len(names[0]) == 1 and len(set(names)) == len(names)):
+            continue
+        if len(set(names)) < len(names):
+            raise DataError(f"two classes are called {names[0]!r}")
+        shown = " and ".join(map(ascii, names))
+        if len({unicodedata.normalize("NFC", name) for name in names}) < len(names):
+            raise DataError(f"the classes {shown} are the same letters, encoded in two ways; rename one, or merge them")
+        raise DataError(
+            f"the classes {' and '.join(map(repr, names))} differ by letter case only; rename one, or merge them"
+        )
 
 
 def _split(split: Split, share: float, seed: int, name: str, classes: tuple[str, ...]) -> tuple[Split, Split]:
@@ -379,9 +449,8 @@ def _split(split: Split, share: float, seed: int, name: str, classes: tuple[str,
         raise DataError(f"there is one class only ({classes[present[0]]}); a classifier needs two")
     single = [classes[k] for k in present if counts[k] < 2]
     if single:
-        raise DataError(
-            f"class {single[0]!r} has one example, too few to split off {name}; add some, or mend it {option}"
-        )
+        who = f"class {single[0]!r} has" if len(single) == 1 else f"the classes {', '.join(map(repr, single))} have"
+        raise DataError(f"{who} one example, too few to split off {name}; add some, or mend it {option}")
     if wanted < len(present) or len(split) - wanted < len(present):
         raise DataError(
             f"a {name} split of {share:g} of {len(split)} examples leaves {wanted} for {len(present)} classes; "

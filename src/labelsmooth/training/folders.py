@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from labelsmooth._errors import DataError
-from labelsmooth._text import counted, printable
+from labelsmooth._text import counted, printable, shortened
 from labelsmooth.training import cache
 from labelsmooth.training.images import Items
-from labelsmooth.training.listing import SPLIT_NAMES, Listing, one_file_per_split
+from labelsmooth.training.listing import Listing, one_file_per_split, split_of
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm",
@@ -23,9 +23,12 @@ EXTENSIONS = (
 )  # fmt: skip
 _JUNK = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")
 
+_LISTED = 1000  # paths of a kind
+
 Kind = tuple[str, str]  # of an entry, in the singular and in the plural
 _FOLDER, _IMAGE = ("folder", "folders"), ("image", "images")
 _BESIDE = ("folder beside the splits", "folders beside the splits")
+_EMPTY = ("class folder without an image", "class folders without an image")
 _LOOSE = ("image in no class folder", "images in no class folder")
 _CLOSED_FOLDER = ("folder that cannot be opened", "folders that cannot be opened")
 _CIRCLE = ("symbolic link that leads in a circle", "symbolic links that lead in a circle")
@@ -38,19 +41,19 @@ _OTHER = ("file that is no image", "files that are no images")
 
 @dataclass
 class Found:
-    """Image files below a folder, and what was passed over: how often, and where first, by kind."""
+    """Image files below a folder, and what was passed over, by kind."""
 
     files: list[str] = field(default_factory=list)
-    skipped: dict[Kind, tuple[int, str]] = field(default_factory=dict)
+    skipped: dict[Kind, list[str]] = field(default_factory=dict)
 
     def skip(self, kind: Kind, path: str) -> None:
-        count, first = self.skipped.get(kind, (0, path))
-        self.skipped[kind] = (count + 1, first)
+        self.skipped.setdefault(kind, []).append(path)
 
     def lines(self) -> tuple[str, ...]:
         return tuple(
-            f"{counted(count, *kind)}: {printable(first)}{', ...' * (count > 1)}"
-            for kind, (count, first) in self.skipped.items()
+            f"{counted(len(paths), *kind)}: {', '.join(map(printable, paths[:_LISTED]))}"
+            + (f", and {len(paths) - _LISTED} more" if len(paths) > _LISTED else "")
+            for kind, paths in self.skipped.items()
         )
 
 
@@ -61,11 +64,19 @@ def read(path: str) -> Listing:
     their names, and what cannot be opened are left out, and counted.
 
     Raises:
-        DataError: there is no image, a split is empty or there twice, or names of classes differ by letter case only.
+        DataError: there is no image, a split is empty or there twice, there are splits and no ``train`` among them, or
+            two class folders look alike.
     """
-    found = Found()
+    found, notes = Found(), []
     below = _subfolders(path, found)
-    if any(SPLIT_NAMES.get(name.lower()) == "train" for name in below):
+    named = {name: split_of(name) for name in below}
+    beside = [name for name in below if named[name] is None]
+    if beside and list(filter(None, named.values())) == ["train"] and not _has_folders(path, named, "train"):
+        named = dict.fromkeys(below)
+        notes.append(f"the folder train in {printable(path)} holds images, and no sub-folders: it is taken for a class")
+    if "train" not in named.values() and below and not beside and any(named.values()):
+        raise DataError(f"the folder {printable(path)} holds {', '.join(map(printable, below))}, but no train")
+    if "train" in named.values():
         roots = one_file_per_split(below, f"the folder {path}")
         for name in below:
             if name not in roots.values():
@@ -73,6 +84,7 @@ def read(path: str) -> Listing:
     else:
         roots = {"train": ""}
     labels, splits = [], []
+    shown_as: dict[str, str] = {}
     for split, name in roots.items():
         root = os.path.join(path, name) if name else path
         above = _above(path) | {_identity(path), _identity(root)}
@@ -80,10 +92,16 @@ def read(path: str) -> Listing:
         for class_name in _subfolders(root, found) if name else below:
             first = len(found.files)
             _search(os.path.join(root, class_name), found, above)
-            labels += [printable(class_name)] * (len(found.files) - first)
+            if len(found.files) == first:
+                found.skip(_EMPTY, os.path.join(root, class_name))
+            shown = printable(class_name)
+            if (other := shown_as.setdefault(shown, class_name)) != class_name:
+                raise DataError(f"the class folders {other!a} and {class_name!a} both look like {shown}; rename one")
+            labels += [shown] * (len(found.files) - first)
         splits += [split] * (len(found.files) - before)
         if len(found.files) == before:
-            more = f" ({'; '.join(found.lines())})" if found.skipped else ""
+            found.skipped.pop(_EMPTY, None)  # all are
+            more = f" ({shortened('; '.join(found.lines()), 500)})" if found.skipped else ""
             raise DataError(
                 f"the folder {printable(root)} holds no images in sub-folders, one per class; its sub-folders: "
                 f"{', '.join(map(printable, _subfolders(root, Found()))) or 'none'}{more}"
@@ -104,6 +122,7 @@ def read(path: str) -> Listing:
         digest=content,
         decode=partial(cache.decoded, items, content),
         skipped=found.lines(),
+        notes=tuple(notes),
     )
 
 
@@ -124,6 +143,12 @@ def _subfolders(path: str, found: Found) -> list[str]:
         else:
             found.skip(_LOOSE if kind == _IMAGE else kind, entry.path)
     return names
+
+
+def _has_folders(path: str, named: dict[str, str | None], split: str) -> bool:
+    """Whether the folder for `split` has sub-folders."""
+    name = next(name for name, of in named.items() if of == split)
+    return bool(_subfolders(os.path.join(path, name), Found()))
 
 
 def _identity(path: str) -> tuple[int, int]:

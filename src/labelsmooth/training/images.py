@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from labelsmooth._errors import DataError
-from labelsmooth._text import printable
+from labelsmooth._text import printable, shortened
 
 OWN_SIZE = 128  # images of one size keep it up to here
 CHOSEN_SIZE = 64  # others are resized to at most this
@@ -110,7 +110,7 @@ class _opened:
         if error is None or isinstance(error, DataError) or not isinstance(error, Exception):
             return
         where = self.where
-        if isinstance(self.source, (str, Path)) and (path := printable(str(self.source))) != where:
+        if isinstance(self.source, (str, Path)) and (path := shortened(printable(str(self.source)), 300)) != where:
             where = f"{where} ({path})"
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{where}: there is no such file") from None

@@ -45,6 +45,7 @@ class Listing:
         digest: SHA-256 of the content.
         decode: gives the images at a size (None: the data's own).
         skipped: what was left out, a line for each.
+        notes: what else is worth a line.
         other_labels: gives what another column holds as labels of the training examples, ids or names; None where
             there are no columns.
     """
@@ -56,7 +57,18 @@ class Listing:
     digest: str
     decode: Callable[[int | None, Progress], Decoded]
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     other_labels: Callable[[str], np.ndarray] | None = None
+
+
+def split_of(name: str) -> str | None:
+    """The split that goes by such a name: Train, validation, test_set.
+
+    Example:
+        >>> split_of("Training-Set"), split_of("dev"), split_of("set")
+        ('train', 'val', None)
+    """
+    return SPLIT_NAMES.get(name.strip().lower().removesuffix("set").rstrip("_- "))
 
 
 def one_file_per_split(names: list[str], where: str) -> dict[str, str]:
@@ -67,7 +79,7 @@ def one_file_per_split(names: list[str], where: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in sorted(names):
-        split = SPLIT_NAMES.get(os.path.splitext(name)[0].lower())
+        split = split_of(os.path.splitext(name)[0])
         if split in found:
             raise DataError(f"{where} has {found[split]} and {name} for the {split} split; keep one of them")
         if split is not None:

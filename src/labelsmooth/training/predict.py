@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from labelsmooth import _checks
 from labelsmooth._errors import DataError
 from labelsmooth._text import printable
 from labelsmooth.training import checkpoints, models
@@ -50,6 +51,8 @@ class Predictor:
 
     def probabilities(self, files: Iterable[str | Path]) -> Iterator[tuple[str | Path, np.ndarray | DataError]]:
         """For each file its class probabilities, float64 ``[K]``, or the error that it gives."""
+        if isinstance(files, str | bytes):  # whose letters would be taken for files
+            raise _checks.error("files", "be a list of files", repr(files))
         batch: list[tuple[str | Path, np.ndarray | DataError]] = []
         for file in files:
             try:

@@ -120,9 +120,13 @@ class RunFolder:
         Raises:
             DataError: there is none.
         """
+        if not isinstance(path, str | Path):
+            raise _checks.error("run", "be a run's folder", repr(path))
         folder = RunFolder(Path(path))
         if not folder.path.is_dir():
-            raise DataError(f"there is no run folder {path}")
+            runs = (above for above in folder.path.parents if (above / "config.yaml").is_file())
+            hint = next((f"; the run that this file is of is {run}" for run in runs if folder.path.exists()), "")
+            raise DataError(f"there is no run folder {path}{hint}")
         if not folder.config_file.is_file():
             raise DataError(f"{path} is no run folder: it has no config.yaml, and nothing was trained in it")
         if (folder.path / "manifest.json").is_file():
@@ -201,6 +205,8 @@ class RunFolder:
             names = {field.name for field in fields(Recipe)} - {"name"}
             recipe = Recipe(name=values.pop("recipe"), **{name: values.pop(name) for name in names & set(values)})
             return Settings(recipe=recipe, **values)
+        except DataError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{self.config_file} is damaged ({error})") from None
 
@@ -246,12 +252,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is missing, or no mapping.
     """
-    try:
+    with _files.reading(path, "cannot be read as YAML ({})", (OSError, UnicodeDecodeError, yaml.YAMLError)):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise DataError(f"{path} must hold option names and values, such as `smoothing: 0.1`")
     return {key.replace("-", "_"): number(value) for key, value in values.items()}

@@ -18,7 +18,7 @@ from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.evaluation import Evaluation, evaluate
 from labelsmooth.report import page, panels, plots
 from labelsmooth.training import artefacts, checkpoints, frameworks, memory, recipes, tracking
-from labelsmooth.training.data import ImageData, load
+from labelsmooth.training.data import ImageData, load, source_text
 from labelsmooth.training.devices import choose_device
 from labelsmooth.training.loop import Reporter, Stopped, Training
 from labelsmooth.training.ranks import Ranks, joined
@@ -108,8 +108,7 @@ def train(
         ['checkpoints', 'config.yaml', 'data.json', 'env.json', 'log.txt', 'metrics.csv', 'plots', 'predictions',
          'report.html', 'summary.json']
     """
-    if plot is not None:
-        plots.check_file(Path(plot))
+    _check_plot(plot)
     if not isinstance(out, str | Path):
         raise _checks.error("out", "be a folder", repr(out))
     _files.check_parent(Path(out))
@@ -153,7 +152,7 @@ def prepare(
     ranks = ranks or Ranks()
     named = recipes.named(recipe) if isinstance(recipe, str) else recipe
     # A wrong option is found before the data are read; which recipe suits them, only afterwards.
-    source = str(data) if isinstance(data, Path) else data
+    source = source_text(data)
     first = (named or recipes.CLASSIC).changed(**changes)
     share = recipes.VAL_SHARE if val_split is None else val_split
     settings = Settings(source, first, share, seed, image_size, image_column, label_column, device, deterministic,
@@ -231,8 +230,7 @@ def resume(
     Raises:
         ValueError: the run is finished. DataError: it is no run, or its data have changed. TrainingError: as `train`.
     """
-    if plot is not None:
-        plots.check_file(Path(plot))
+    _check_plot(plot)
     settings = RunFolder.open(run).read_settings()
     with joined(devices, settings.device) as ranks, ExitStack() as stack:
         reporter, folder = (reporter if ranks.first else None) or Reporter(), RunFolder(Path(run), ranks.first)
@@ -291,6 +289,13 @@ def _resumed(
 
 def _counts(examples: Mapping[str, Any]) -> str:
     return ", ".join(f"{count} {name}" for name, count in examples.items())
+
+
+def _check_plot(plot: object) -> None:
+    if not isinstance(plot, str | Path | None):
+        raise _checks.error("plot", "be a file", repr(plot))
+    if plot is not None:
+        plots.check_file(Path(plot))
 
 
 def _tracker(settings: Settings, reporter: Reporter) -> str | None:

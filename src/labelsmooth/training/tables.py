@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from labelsmooth import _files
 from labelsmooth._errors import DataError
 from labelsmooth._text import nearest, shortened
-from labelsmooth.files.tables import LABEL_NAMES, delimiter, is_text
+from labelsmooth.files.tables import LABEL_NAMES, delimiter, first_lines, is_text
 from labelsmooth.training import cache
 from labelsmooth.training.arrays import whole
 from labelsmooth.training.images import Encoded, Items
-from labelsmooth.training.listing import SPLIT_NAMES, SPLITS, Listing, one_file_per_split
+from labelsmooth.training.listing import SPLITS, Listing, one_file_per_split, split_of
 
 SUFFIXES = (".parquet", ".csv", ".tsv")
 _BYTES_NAMES = ("image_bytes", "bytes", "image_base64", "base64")  # in a CSV file: base64
@@ -32,6 +32,7 @@ _IMAGE_NAMES = (
 )  # fmt: skip
 _SPLIT_NAMES = ("split", "subset", "fold", "set", "partition")
 _ROWS = 128
+_LONGEST_PATH = 4096
 _BLOCKS = pc.ReadOptions(block_size=32 << 20)  # of a CSV file; no row may be larger
 
 
@@ -81,6 +82,7 @@ def read(
         classes=classes,
         digest=content,
         decode=partial(cache.decoded, items, content),
+        notes=tuple(note for table in tables for note in table.notes),
         other_labels=other_labels,
     )
 
@@ -106,6 +108,7 @@ class _Table:
         image: the name of the image column.
         labels: ids ``int64[rows]``, or names.
         splits: of each row, if there is a column of them.
+        notes: what is worth a line.
         classes: the class names that Hugging Face's `datasets` wrote into the file.
     """
 
@@ -120,18 +123,19 @@ class _Table:
         self.schema = schema
         self.image = self._image_column(image_column)
         label = self._label_column(label_column)
-        split = next(
-            (field.name for field in schema if field.name.lower() in _SPLIT_NAMES and self._is_text(field.type)), None
-        )
-        columns = [label] if split is None else [label, split]
-        labels, splits, self.rows = [], [], 0
+        split = next((name for name in schema.names if name.lower() in _SPLIT_NAMES), None)
+        columns = [label] if split in (None, label) else [label, split]
+        for name in (self.image, *columns):
+            if schema.names.count(name) > 1:
+                raise DataError(f"{path} has {schema.names.count(name)} columns called {name}; rename all but one")
+        labels, splits, self.rows, self.notes = [], [], 0, ()
         for batch in self._batches(columns):
             labels.append(self._labels(batch.column(label), label, range(self.rows, self.rows + batch.num_rows)))
-            if split is not None:
-                splits.append(self._splits(batch.column(split), split))
+            if len(columns) > 1:
+                splits += batch.column(split).to_pylist()
             self.rows += batch.num_rows
         self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
-        self.splits = np.concatenate(splits) if splits else None
+        self.splits = self._splits(splits, columns[-1]) if splits else None
         self.classes = _names(schema, label)
 
     def other_labels(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -156,7 +160,20 @@ class _Table:
         return np.array(own)[ids]
 
     def where(self, row: int) -> str:
-        return f"line {row + 2} of {self.path}" if self.is_csv else f"row {row} of {self.path}"
+        if not self.is_csv or row >= len(self._lines):
+            return f"row {row} of {self.path}"
+        return f"line {self._lines[row]} of {self.path}"
+
+    @cached_property
+    def _lines(self) -> Sequence[int]:
+        """The line of each row of a CSV file; where each has one, no more is read than the ends of lines."""
+        ends, last = 0, b"\n"
+        with self.path.open("rb") as file:
+            while block := file.read(1 << 20):
+                ends, last = ends + block.count(b"\n"), block[-1:]
+        if self.rows and ends + (last != b"\n") == 1 + self.rows:
+            return range(2, self.rows + 2)
+        return list(first_lines(self.path, self.delimiter))
 
     def images(self) -> Iterator[Encoded]:
         folder = str(self.path.parent)
@@ -167,6 +184,10 @@ class _Table:
                     value = value["bytes"] if value["bytes"] is not None else value.get("path")
                 if isinstance(value, str) and coded:
                     value = _from_base64(value)
+                if isinstance(value, str) and len(value) > _LONGEST_PATH:
+                    what = f"{len(value)} characters where a path should be: {shortened(value, 40)}"
+                    hint = "; base64 is read from a column called image_base64" if self.is_csv else ""
+                    raise DataError(f"the column {self.image} of {self.path} holds {what}{hint}")
                 yield f"{folder}/{value}" if isinstance(value, str) and value and value[0] != "/" else value or None
 
     def named_files(self) -> list[str]:
@@ -286,14 +307,16 @@ class _Table:
             )
         return values.astype(np.int64)
 
-    def _splits(self, column: pa.Array, name: str) -> np.ndarray:
-        values = column.to_pylist()
-        splits = [SPLIT_NAMES.get(str(value).strip().lower()) for value in values]
+    def _splits(self, values: list[Any], name: str) -> np.ndarray | None:
+        """The split of each row; None where the column says nothing of splits, as folds with numbers."""
+        splits = [split_of(str(value)) for value in values]
+        if name.lower() != "split" and not any(splits):
+            self.notes = (f"the column {name} of {self.path} is not used: it names none of {', '.join(SPLITS)}",)
+            return None
         if None in splits:
             row = splits.index(None)
-            raise DataError(
-                f"{self.where(self.rows + row)} has the {name} {values[row]!r}; it must be one of {', '.join(SPLITS)}"
-            )
+            found = shortened(repr(values[row]), 60)
+            raise DataError(f"{self.where(row)} has the {name} {found}; it must be one of {', '.join(SPLITS)}")
         return np.array(splits)
 
 
