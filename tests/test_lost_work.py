@@ -162,6 +162,28 @@ def test_other_examples_than_the_run_began_with_are_refused(tmp_path):
         resume(folder, epochs=2)
 
 
+def test_data_that_have_moved(tmp_path):
+    x, y = np.random.default_rng(0).integers(0, 255, (60, 8, 8), np.uint8), np.arange(60) % 2
+    before, after = tmp_path / "before.npz", tmp_path / "after.npz"
+    np.savez(before, images=x, labels=y)
+    whole, cut = (train(before, DIGITS, epochs=2, batch_size=16, out=tmp_path / name).folder for name in ("a", "b"))
+    shutil.copy(before, after)
+    before.unlink()
+    for folder in (whole, cut):
+        with pytest.raises(
+            DataError, match=rf"before.npz, the data of {folder}, are not there any more; if they have moved"
+        ):
+            resume(folder, epochs=3)
+    np.savez(tmp_path / "other.npz", images=x, labels=1 - y)
+    with pytest.raises(DataError, match="other.npz has changed since"):
+        resume(cut, data=tmp_path / "other.npz", epochs=3)
+    resume(cut, data=after, epochs=3)
+    assert yaml.safe_load((cut / "config.yaml").read_text())["data"] == str(after)
+    shutil.copy(after, before)
+    assert same(resume(whole, epochs=3).folder, cut)
+    resume(cut, epochs=4)
+
+
 def test_a_missing_last_checkpoint_is_told_of(tmp_path):
     class Notes(Reporter):
         def note(self, text):

@@ -93,7 +93,8 @@ def train(
             jax and torch that is installed.
         config: a YAML file with any of these options; what the command line says goes before it.
         out: the parent folder of runs; runs if not given.
-        resume: a run's folder; go on with it where it stopped, on its number of devices or another (--devices).
+        resume: a run's folder; go on with it where it stopped, on its number of devices or another (--devices). DATA
+            is left out, or says where the same data lie now.
         plot: also write the curves to this file (.png, .svg, .pdf).
     """
     options = {
@@ -116,6 +117,7 @@ def train(
     if resume is not None:
         given.pop("epochs", None)
         given.pop("devices", None)
+        given.pop("data", None)
         if given or config is not None:
             told = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["config"] if config else [])])
             raise ValueError(f"--resume goes on with the run's own settings, but for --epochs; leave out {told}")
@@ -125,11 +127,13 @@ def train(
             began = RunFolder.open(resume).read_settings()
             count = _count(began.devices if devices is None else devices, began.device)
             if count > 1:
-                return launch.launch(count, _words(resume=resume, epochs=epochs, devices=count, plot=plot, json=json))
+                return launch.launch(
+                    count, _words(data=data, resume=resume, epochs=epochs, devices=count, plot=plot, json=json)
+                )
             devices = 1
         with Bar(screen) as bar:
             result = training.resume(
-                resume, epochs=epochs, devices=devices, plot=plot, reporter=make_reporter(screen, bar)
+                resume, data=data, epochs=epochs, devices=devices, plot=plot, reporter=make_reporter(screen, bar)
             )
     else:
         settings = (_from_config(config, set(options)) if config is not None else {}) | given

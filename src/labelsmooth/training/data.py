@@ -26,7 +26,7 @@ KINDS = (
     "digits, cifar10, a folder with a sub-folder per class, a folder of train.parquet (or .csv) and test.parquet, "
     "a .parquet, .csv or .npz file"
 )
-_NAMED = ("digits", "cifar10")
+NAMED = ("digits", "cifar10")
 _BLOCK = 1 << 24  # bytes of images that are looked at together
 _SHOWN = 3  # left-out images that are named
 _LOOKED_AT = 256  # images, for whether they are black
@@ -268,7 +268,7 @@ def gather(
     if asked is not None:
         done = Noise(asked, train.labels, noisy[train.index], content)
         train = replace(train, labels=done.noisy)
-    origin = source if source in _NAMED else os.path.abspath(_path(source))
+    origin = source if source in NAMED else os.path.abspath(_path(source))
     return ImageData(
         listing.name, origin, listing.digest, classes, train, splits["val"], splits["test"], skipped, own,
         decoded.sizes, done, (*listing.notes, *_dark(decoded.images)),
@@ -341,24 +341,24 @@ def source_text(source: str | Path) -> str:
     if not isinstance(source, str | os.PathLike):
         raise _checks.error("data", "be a name or a path", shortened(repr(source), 60))
     text = os.fspath(source)
-    return os.path.join(os.curdir, text) if not isinstance(source, str) and text in _NAMED else text
+    return os.path.join(os.curdir, text) if not isinstance(source, str) and text in NAMED else text
 
 
 def _find(source: str, image_column: str | None, label_column: str | None, download: object) -> Listing:
     path, columns = _path(source), {"image_column": image_column, "label_column": label_column}
     archive = path.name.endswith((".tar.gz", ".tgz", ".tar")) or (path / cifar10.TEST_FILE).is_file()
-    if source not in _NAMED and not archive:
+    if source not in NAMED and not archive:
         single = path.suffix.lower() in tables.SUFFIXES and not path.is_dir()
         files = {"train": path} if single else tables.in_folder(path) if path.is_dir() else {}
         if files:
             listing = tables.read(files, path.stem if single else path.resolve().name, **columns)
             return listing if single else replace(listing, notes=(*listing.notes, *_beside(path, files)))
-    if source in _NAMED or path.exists():
+    if source in NAMED or path.exists():
         for name, column in columns.items():
             if column is not None:
                 option = f"--{name.replace('_', '-')} {column}"
                 raise DataError(f"{source} is no table with columns, of which {option} would name one; leave it out")
-    if source in _NAMED:
+    if source in NAMED:
         listing = arrays.digits() if source == "digits" else cifar10.read(cifar10.fetch(download))
         hint = f"{source} are data that come along; the folder of that name is {os.path.join(os.curdir, source)}"
         return replace(listing, notes=(hint,)) if path.is_dir() else listing
@@ -370,7 +370,7 @@ def _find(source: str, image_column: str | None, label_column: str | None, downl
         return folders.read(str(path))
     if path.exists():
         raise DataError(f"{source} is no data that can be read; give {KINDS}")
-    raise DataError(f"there is no {source}{nearest(source, _NAMED)}; give {KINDS}")
+    raise DataError(f"there is no {source}{nearest(source, NAMED)}; give {KINDS}")
 
 
 def _beside(folder: Path, files: Mapping[str, Path]) -> list[str]:

@@ -18,7 +18,7 @@ from labelsmooth._errors import DataError, Interrupted, TrainingError
 from labelsmooth.evaluation import Evaluation, evaluate
 from labelsmooth.report import page, panels, plots
 from labelsmooth.training import artefacts, checkpoints, frameworks, memory, recipes, tracking
-from labelsmooth.training.data import ImageData, load, source_text
+from labelsmooth.training.data import NAMED, ImageData, load, source_text
 from labelsmooth.training.devices import choose_device
 from labelsmooth.training.loop import Reporter, Stopped, Training
 from labelsmooth.training.ranks import Ranks, joined
@@ -207,6 +207,7 @@ def _environment(training: Training) -> dict[str, Any]:
 def resume(
     run: str | Path,
     *,
+    data: str | Path | None = None,
     epochs: float | None = None,
     devices: int | None = None,
     plot: str | Path | None = None,
@@ -217,6 +218,7 @@ def resume(
 
     Args:
         run: its folder.
+        data: where its data lie now, if they have moved.
         epochs: more than the run has done: the rest of the schedule is planned anew for so many, and a run that is
             finished goes on too. None: as many as it was told.
         devices: as in `train`; it need not be the number that the run began with.
@@ -232,16 +234,23 @@ def resume(
     """
     _check_plot(plot)
     settings = RunFolder.open(run).read_settings()
+    if data is not None:
+        settings = replace(settings, data=source_text(data))
+    elif settings.data not in NAMED and not Path(settings.data).exists():
+        raise DataError(
+            f"{settings.data}, the data of {run}, are not there any more; if they have moved, name them: "
+            f"labelsmooth train DATA --resume {run}"
+        )
     with joined(devices, settings.device) as ranks, ExitStack() as stack:
         reporter, folder = (reporter if ranks.first else None) or Reporter(), RunFolder(Path(run), ranks.first)
         with ranks.in_turn("lock"):
             stack.enter_context(folder.locked())
-        return _resumed(folder, settings, ranks, epochs, reporter, plot, report)
+        return _resumed(folder, settings, ranks, epochs, reporter, plot, report, moved=data is not None)
 
 
 def _resumed(
     folder: RunFolder, began: Settings, ranks: Ranks, epochs: float | None, reporter: Reporter,
-    plot: str | Path | None, report: bool,
+    plot: str | Path | None, report: bool, moved: bool,
 ) -> Result:  # fmt: skip
     run, settings = folder.path, replace(began, devices=ranks.count)
     if epochs is not None:
@@ -276,7 +285,9 @@ def _resumed(
         if training.plan.total_steps <= training.steps_done:
             done = training.steps_done / training.plan.steps_per_epoch
             raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", f"{epochs:g}")
-        folder.write_settings(replace(settings, devices=began.devices))
+    if epochs is not None or moved:
+        folder.write_settings(replace(settings, data=images.source, devices=began.devices))
+    if epochs is not None:
         folder.reopen()
     training.best = _best(training, folder, reporter)
     for name, now in _environment(training).items():
