@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import tarfile
 import threading
 
@@ -88,6 +89,35 @@ def test_a_folder_of_parquet_files(folder):
     assert np.array_equal(data.test.labels, [i % 2 for i in range(10)])
     order = np.argsort(np.concatenate([data.train.index, data.val.index]))
     assert np.array_equal(np.concatenate([data.train.images, data.val.images])[order], pictures(20, seed=20))
+
+
+def test_tables_in_parts(tmp_path):
+    """As Hugging Face's `datasets` writes them."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    blobs, labels = [png(picture) for picture in pictures(30)], [i % 2 for i in range(30)]
+    write(tmp_path / "whole/train.parquet", blobs[:20], labels[:20])
+    write(tmp_path / "whole/test.parquet", blobs[20:], labels[20:])
+    for split, number, rows in (
+        ("train", "00000-of-00002", slice(12)), ("train", "00001-of-00002", slice(12, 20)),
+        ("test", "00000-of-00001", slice(20, 30)),
+    ):  # fmt: skip
+        write(tmp_path / f"parts/{split}-{number}.parquet", blobs[rows], labels[rows])
+    whole, parts = load(tmp_path / "whole"), load(tmp_path / "parts")
+    assert whole.own_splits == parts.own_splits == ("train", "test")
+    for split in ("train", "val", "test"):
+        assert np.array_equal(whole.splits[split].images, parts.splits[split].images)
+        assert np.array_equal(whole.splits[split].labels, parts.splits[split].labels)
+    part = tmp_path / "parts/train-00000-of-00002.parquet"
+    shutil.copy(part, tmp_path / "parts/train.parquet")
+    with pytest.raises(
+        DataError, match="holds train-00000-of-00002.parquet, train-00001.*, train.parquet: not all parts of"
+    ):
+        load(tmp_path / "parts")
+    (tmp_path / "parts/train.parquet").unlink()
+    part.unlink()
+    with pytest.raises(DataError, match="holds train-00001-of-00002.parquet: not all parts of one train.parquet"):
+        load(tmp_path / "parts")
 
 
 def test_a_validation_file_is_used_as_it_is(folder):

@@ -6,7 +6,7 @@ import math
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -349,7 +349,7 @@ def _find(source: str, image_column: str | None, label_column: str | None, downl
     archive = path.name.endswith((".tar.gz", ".tgz", ".tar")) or (path / cifar10.TEST_FILE).is_file()
     if source not in NAMED and not archive:
         single = path.suffix.lower() in tables.SUFFIXES and not path.is_dir()
-        files = {"train": path} if single else tables.in_folder(path) if path.is_dir() else {}
+        files = [("train", path)] if single else tables.in_folder(path) if path.is_dir() else []
         if files:
             listing = tables.read(files, path.stem if single else path.resolve().name, **columns)
             return listing if single else replace(listing, notes=(*listing.notes, *_beside(path, files)))
@@ -373,13 +373,13 @@ def _find(source: str, image_column: str | None, label_column: str | None, downl
     raise DataError(f"there is no {source}{nearest(source, NAMED)}; give {KINDS}")
 
 
-def _beside(folder: Path, files: Mapping[str, Path]) -> list[str]:
+def _beside(folder: Path, files: Sequence[tuple[str, Path]]) -> list[str]:
     """A note where tables are read, and folders that could be classes are not."""
     others = [item.name for item in folder.iterdir() if item.is_dir() and split_of(item.name) is None]
     others = [name for name in others if not name.startswith(".")]
     if len(others) < 2:
         return []
-    read, beside = ", ".join(file.name for file in files.values()), counted(len(others), "folder")
+    read, beside = ", ".join(file.name for _, file in files), counted(len(others), "folder")
     return [f"{read} in {folder} says what the images are; the {beside} beside it count only as far as it names files"]
 
 

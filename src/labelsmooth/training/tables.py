@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,18 +33,19 @@ _IMAGE_NAMES = (
     "image_path", "image_file", *_BYTES_NAMES,
 )  # fmt: skip
 _SPLIT_NAMES = ("split", "subset", "fold", "set", "partition")
+_PART = re.compile(r"(.+)-\d+-of-0*(\d+)")
 _ROWS = 128
 _LONGEST_PATH = 4096
 _BLOCKS = pc.ReadOptions(block_size=32 << 20)  # of a CSV file; no row may be larger
 
 
 def read(
-    paths: dict[str, Path], name: str, *, image_column: str | None = None, label_column: str | None = None
+    paths: Sequence[tuple[str, Path]], name: str, *, image_column: str | None = None, label_column: str | None = None
 ) -> Listing:
-    """Listing of one table, or of one for each split.
+    """Listing of one table, or of one or more for each split.
 
     Args:
-        paths: {split: file}; a single file may say each row's split in a column.
+        paths: of each file the split, and where it is; a single file may say each row's split in a column.
         name: what to call the data.
         image_column: the column of images; None: found by its type and name.
         label_column: the column of labels; None: found by its name.
@@ -50,12 +53,13 @@ def read(
     Raises:
         DataError: a file is missing or damaged, lacks a column, or has a label that is none.
     """
-    tables = [_Table(path, image_column, label_column) for path in paths.values()]
-    for split, table in zip(paths, tables, strict=True):
+    tables = [_Table(path, image_column, label_column) for _, path in paths]
+    names = [split for split, _ in paths]
+    for split, table in zip(names, tables, strict=True):
         if table.rows == 0:
             raise DataError(f"the {split} split of {table.path} is empty")
-    labels, classes = _together(tables, paths)
-    splits = [table.splits if table.splits is not None else np.full(table.rows, s) for s, table in zip(paths, tables)]  # noqa: B905
+    labels, classes = _together(tables, names)
+    splits = [table.splits if table.splits is not None else np.full(table.rows, s) for s, table in zip(names, tables)]  # noqa: B905
     starts = np.cumsum([0, *(table.rows for table in tables)])
 
     def where(number: int) -> str:
@@ -72,7 +76,7 @@ def read(
 
     content = cache.digest(
         [file for table in tables for file in (str(table.path), *table.named_files())],
-        [f"{split} {table.image}" for split, table in zip(paths, tables, strict=True)],
+        [f"{split} {table.image}" for split, table in zip(names, tables, strict=True)],
     )
     items = Items(int(starts[-1]), sources, where)
     return Listing(
@@ -87,17 +91,28 @@ def read(
     )
 
 
-def in_folder(folder: Path) -> dict[str, Path]:
-    """{split: file} of the tables in `folder` that are named after splits; empty if there are none.
+def in_folder(folder: Path) -> list[tuple[str, Path]]:
+    """The tables in `folder` that are named after splits, and the split of each; empty if there are none.
+
+    A table may be in parts, as Hugging Face's `datasets` writes it: ``train-00000-of-00002.parquet`` and so on.
 
     Raises:
-        DataError: two files are for the same split, or there is one for test or validation only.
+        DataError: two tables are for the same split, there is one for test or validation only, or a part is missing.
     """
-    names = [item.name for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file()]
-    found = one_file_per_split(names, f"the folder {folder}")
+    parts: defaultdict[str, list[str]] = defaultdict(list)
+    for item in sorted(folder.iterdir()):
+        if item.suffix.lower() in SUFFIXES and item.is_file():
+            part = _PART.fullmatch(item.stem)
+            parts[f"{part[1]}{item.suffix}" if part else item.name].append(item.name)
+    found = one_file_per_split(list(parts), f"the folder {folder}")
     if found and "train" not in found:
         raise DataError(f"the folder {folder} holds {', '.join(found.values())}, but no train.parquet or train.csv")
-    return {split: folder / name for split, name in found.items()}
+    for name in found.values():
+        wanted = {int(part[2]) if (part := _PART.fullmatch(Path(file).stem)) else 1 for file in parts[name]}
+        if wanted != {len(parts[name])}:
+            listed = shortened(", ".join(parts[name]), 200)
+            raise DataError(f"the folder {folder} holds {listed}: not all parts of one {name}, and nothing else")
+    return [(split, folder / file) for split, name in found.items() for file in parts[name]]
 
 
 class _Table:
@@ -320,17 +335,17 @@ class _Table:
         return np.array(splits)
 
 
-def _together(tables: list[_Table], paths: dict[str, Path]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+def _together(tables: list[_Table], splits: list[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """The labels of all tables, and the class names of ids; tables may name the same classes in another order."""
     kinds = {table.labels.dtype.kind for table in tables}
     if len(kinds) > 1:
-        listed = " and ".join(str(path) for path in paths.values())
+        listed = " and ".join(str(table.path) for table in tables)
         raise DataError(f"{listed} have labels of different kinds: numbers in one, names in another")
     if kinds == {"U"}:
         return np.concatenate([table.labels for table in tables]), None
     named = next((table.classes for table in tables if table.classes), None)
     labels = []
-    for split, table in zip(paths, tables, strict=True):
+    for split, table in zip(splits, tables, strict=True):
         ids = table.labels
         if named is not None and table.classes is not None and table.classes != named:
             ids = _renumbered(ids, table.classes, named, f"the {split} split of {table.path}")
