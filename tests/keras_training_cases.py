@@ -280,7 +280,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch)
 @pytest.mark.usefixtures("undrawn")
 def test_what_goes_wrong_is_told(tmp_path, monkeypatch):
     options = {"framework": "keras", "keras_backend": BACKEND, **QUICK}
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch 1, by step \d+, at learning rate .*; there is no checkpoint yet; try a lower --lr"):  # fmt: skip
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch 1, by step \d+, at learning rate .*; there is no checkpoint yet; start again with a lower --lr"):  # fmt: skip
         train("digits", lr=1e30, out=tmp_path, **options)
 
     class ResourceExhaustedError(Exception):

@@ -477,7 +477,7 @@ def test_validation_that_is_not_finite_is_never_the_best(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(TorchEngine, "train_epoch", train_epoch)
-        with pytest.raises(TrainingError, match=r"validation gives logits of nan after epoch 2, at learning rate 0.00666667; the checkpoint after 1 epoch is kept; try a lower --lr"):  # fmt: skip
+        with pytest.raises(TrainingError, match=r"validation gives logits of nan after epoch 2, at learning rate 0.00666667; the checkpoint after 1 epoch is kept; start again with a lower --lr"):  # fmt: skip
             train("digits", recipe=TINY, out=tmp_path)
     whole = train("digits", recipe=TINY, out=tmp_path / "whole")
     assert same(resume(tmp_path / "digits-001").folder, whole.folder)

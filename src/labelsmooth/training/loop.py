@@ -204,7 +204,7 @@ class Training:
                 self._save(folder)
                 raise TrainingError(f"{error}; saved after {self.saved}") from error
             except Diverged as error:
-                raise TrainingError(f"{error}; {self._kept()}; try a lower --lr") from None
+                raise TrainingError(f"{error}; {self._kept()}; start again with a lower --lr") from None
             if better:
                 self.best = {key: row[key] for key in ("epoch", "val_accuracy", "val_nll")}
             self.seconds += time.perf_counter() - began + before
@@ -246,7 +246,7 @@ class Training:
         if wrong.size:
             raise TrainingError(
                 f"validation gives logits of {wrong[0]} after epoch {epoch + 1}, at learning rate {lr:g}; "
-                f"{self._kept()}; try a lower --lr"
+                f"{self._kept()}; start again with a lower --lr"
             )
 
     def _kept(self) -> str:
