@@ -211,17 +211,20 @@ def load(
     for note in data.notes:
         progress.note(f"note: {note}")
     low, high = data.sizes.min(axis=0), data.sizes.max(axis=0)
-    if (low != high).any() or tuple(low) != data.image_shape[:2]:
+    resized = (low != high).any() or tuple(low) != data.image_shape[:2]
+    if resized:
         told = "as asked" if image_size else "--image-size chooses another"
         sizes = f"{low[0]}x{low[1]}" + (f" to {high[0]}x{high[1]}" if (low != high).any() else "")
         progress.note(f"images of {sizes} are resized to {data.image_shape[0]}x{data.image_shape[1]} ({told})")
-    leaks = data.leaks()
-    if leaks:
-        progress.note(
-            f"warning: {leaks} of the {len(data.test)} test images {'is' if leaks == 1 else 'are'} in the training set "
-            "too, pixel for pixel; "
-            "test figures flatter (labelsmooth data shows more)"
-        )
+    once_resized = " once resized" if resized else ""
+    for held_out, name in (("test", "test"), ("val", "validation")):
+        leaks = data.leaks(held_out=held_out)
+        if leaks and (held_out == "test" or held_out in data.own_splits):
+            progress.note(
+                f"warning: {leaks} of the {len(data.splits[held_out])} {name} images {'is' if leaks == 1 else 'are'} "
+                f"in the training set too, pixel for pixel{once_resized}; "
+                f"{name} figures flatter (labelsmooth data shows more)"
+            )
     lost = np.flatnonzero(np.bincount(data.train.labels, minlength=data.num_classes) == 0)
     if lost.size:
         progress.note(

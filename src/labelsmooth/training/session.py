@@ -453,7 +453,8 @@ def _conclude(training: Training, folder: RunFolder) -> Result:
         test = evaluate(predictions.logits, predictions.labels, data.classes)
     except ValueError as error:
         raise TrainingError(
-            f"the {tested} checkpoint cannot be tested ({error}); it is kept, after {training.saved}; start again with a lower --lr"
+            f"the {tested} checkpoint cannot be tested ({error}); it is kept, after {training.saved}; "
+            "start again with a lower --lr"
         ) from None
     others = {"val": data.val} if len(data.val) else {}
     others["train"] = artefacts.sample(data.clean_train, len(data.test))
