@@ -26,6 +26,7 @@ except ImportError as error:  # installed without a compiler
 _capsule: Callable[[Tensor], Any] = torch._C._to_dlpack  # pyright: ignore[reportAttributeAccessIssue]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _NO_LABEL = -(1 << 63)
+_PLAIN = frozenset((type(None), bool, int, float, str))  # to ask whether something is a tensor takes longer
 _POOLED = 1 << 16  # bytes; smaller memory is quick to get, and page faults are few
 
 
@@ -144,8 +145,10 @@ class _Loss(torch.autograd.Function):
                 _run(call, laid_out.rows, None)  # a value that is refused leaves the logits as they were
             torch.autograd.graph.increment_version(input)
         else:
-            ctx.save_for_backward(*(x for x in call if isinstance(x, Tensor)))
-            ctx.arguments = [Tensor if isinstance(x, Tensor) else x for x in call]
+            others = call[2:]
+            tensors = [x for x in others if type(x) not in _PLAIN and isinstance(x, Tensor)]
+            ctx.save_for_backward(input, call.target, *tensors)
+            ctx.arguments = [Tensor if isinstance(x, Tensor) else x for x in others] if tensors else others
             if at_once:
                 gradient = _empty(laid_out.rows)
         if gradient is not None:
@@ -162,7 +165,7 @@ class _Loss(torch.autograd.Function):
         if ctx.arguments is None:
             raise RuntimeError("inplace=True overwrites the logits: the loss can be differentiated once, and not twice")
         saved = iter(ctx.saved_tensors)
-        call = Call(*(next(saved) if x is Tensor else x for x in ctx.arguments))
+        call = Call(next(saved), next(saved), *(next(saved) if x is Tensor else x for x in ctx.arguments))
         twice = torch.is_grad_enabled()  # the gradient will be differentiated itself
         if twice or several:
             with torch.enable_grad():
