@@ -222,7 +222,7 @@ def test_more_epochs_from_the_command_line(run, tmp_path, undrawn):
     assert "resuming runs/digits-001 after 1 epoch" in out
     code, _, err = run("train", "--resume", "runs/digits-001", "--epochs", "2", "--seed", "1")
     assert code == 2
-    assert "--resume goes on with the run's own settings, but for --epochs; leave out --seed" in err
+    assert "--resume goes on with the run's own settings, but for --epochs and --devices; leave out --seed" in err
 
 
 def test_config_and_its_precedence(run, tmp_path, undrawn):
@@ -304,7 +304,7 @@ def test_a_run_goes_on_from_any_folder(run, tmp_path, monkeypatch, undrawn):
         (
             ("train", "--resume", "gone", "--lr", "1"),
             2,
-            "--resume goes on with the run's own settings, but for --epochs; leave out --lr",
+            "--resume goes on with the run's own settings, but for --epochs and --devices; leave out --lr",
         ),
         (("train", "--lr", "1e9"), 4, "the loss became"),
         (("train", "--out", "/proc/nowhere"), 2, "/proc/nowhere"),

@@ -111,7 +111,7 @@ def test_tables_in_parts(tmp_path):
     part = tmp_path / "parts/train-00000-of-00002.parquet"
     shutil.copy(part, tmp_path / "parts/train.parquet")
     with pytest.raises(
-        DataError, match="holds train-00000-of-00002.parquet, train-00001.*, train.parquet: not all parts of"
+        DataError, match="holds train.parquet, train-00000-of-00002.parquet, train-00001.*: not all parts of"
     ):
         load(tmp_path / "parts")
     (tmp_path / "parts/train.parquet").unlink()

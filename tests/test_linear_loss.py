@@ -499,6 +499,8 @@ def test_transformations_see_whole_logits():
     torch.testing.assert_close(traced(2 * x, w, b), loss(2 * x, w, b))
     with pytest.raises(ValueError, match="linear_bias must have shape"):
         torch.func.grad(lambda x: linear_cross_entropy(x, w, labels, linear_bias=b[:1]))(x)
+    with pytest.raises(ValueError, match=r"input must have shape \[D\] or \[N, D\]"):
+        torch.func.grad(lambda x: linear_cross_entropy(x, w, torch.zeros(2, 5).long()))(torch.zeros(2, 5, 5).double())
 
 
 def test_several_upstream_gradients_at_once():
@@ -509,6 +511,9 @@ def test_several_upstream_gradients_at_once():
     torch.testing.assert_close(
         together, torch.stack([torch.autograd.grad(loss * u, x, retain_graph=True)[0] for u in each])
     )
+    loss = linear_cross_entropy(x, w, labels, reduction="none")
+    with pytest.raises(RuntimeError, match="by chunks of classes takes one upstream gradient at a time"):
+        torch.autograd.grad(loss, x, torch.eye(7, dtype=loss.dtype), is_grads_batched=True)
 
 
 @pytest.mark.parametrize("label", [-1, 1000])

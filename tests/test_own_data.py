@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -170,7 +171,7 @@ def test_a_file_that_must_not_be_read_is_not_called_damaged(name, tmp_path, monk
     def refuse(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
-    for module, opener in ((Path, "open"), (pq, "ParquetFile"), (tarfile, "open")):
+    for module, opener in ((Path, "open"), (pq, "read_schema"), (tarfile, "open")):
         monkeypatch.setattr(module, opener, refuse)
     with pytest.raises(DataError, match=rf"/{name} cannot be opened \(Permission denied\)$"):
         load(tmp_path / name)
@@ -277,6 +278,10 @@ def test_a_class_that_is_called_like_a_split(tmp_path):
     assert data.classes == ("bus", "car", "train")
     assert notes == [f"note: the folder train in {tmp_path} holds images, and no sub-folders: it is taken for a class"]
     assert "taken for a class" in data.describe()["notes"][0]
+    shutil.rmtree(tmp_path / "train")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="train holds no images in sub-folders"):
+        load(tmp_path)
 
 
 def test_splits_without_one_for_training(tmp_path):
@@ -327,7 +332,8 @@ def test_a_path_never_is_data_that_come_along(tmp_path, monkeypatch):
     data, notes = noted("digits")
     assert data.num_classes == 10
     assert notes == ["note: digits are data that come along; the folder of that name is ./digits"]
-    assert train(Path("digits"), "digits", epochs=0.5, batch_size=8, out=tmp_path).summary["data"] == "digits"
+    folder = train(Path("digits"), "digits", epochs=0.5, batch_size=8, out=tmp_path).folder
+    assert RunFolder(folder).read_json("data.json")["classes"] == ["cat", "dog"]
     for wrong in (None, 5, np.zeros(3)):
         with pytest.raises(ValueError, match="data must be a name or a path; got"):
             load(wrong)
@@ -672,6 +678,11 @@ def test_csv_columns_that_say_nothing_of_splits(tmp_path):
         assert data.own_splits == ("train",)
         assert notes == [f"note: the column {name} of {tmp_path}/a.csv is not used: it names none of train, val, test"]
     table = {"image": [png(picture) for picture in pictures(20)], "label": [i % 2 for i in range(20)]}
+    more = {"fold": [i % 5 for i in range(20)], "split": ["train" if i < 14 else "test" for i in range(20)]}
+    for columns in (more, dict(reversed(more.items()))):
+        pq.write_table(pa.table(table | columns), tmp_path / "a.parquet")
+        data, notes = noted(tmp_path / "a.parquet", val_split=0.2)
+        assert (data.own_splits, len(data.test), notes) == (("train", "test"), 6, [])
     pq.write_table(pa.table(table | {"split": [i % 2 for i in range(20)]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="row 0 of .* has the split 0; it must be one of train, val, test"):
         load(tmp_path / "a.parquet")
@@ -814,6 +825,9 @@ def test_npz_pixels_by_their_values(tmp_path):
         np.savez(tmp_path / "a.npz", images=array, labels=y)
         split = load(tmp_path / "a.npz").train
         assert np.array_equal(split.images, x[split.index])
+    wide = x.astype(np.uint16) * 257
+    np.savez(tmp_path / "a.npz", x_train=wide, y_train=y, x_test=np.minimum(wide, 200), y_test=y)
+    assert load(tmp_path / "a.npz").test.images.max() <= 1  # the same scale for all splits
     np.savez(tmp_path / "a.npz", images=x > 127, labels=y)
     assert set(np.unique(load(tmp_path / "a.npz").train.images)) == {0, 255}
 

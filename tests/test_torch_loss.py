@@ -310,6 +310,8 @@ def test_rows_that_are_not_kept_have_no_gradient_whatever_comes_from_above(dtype
             above = torch.where(lengths > 0, loss / lengths, 0).sum()
             for gradient in torch.autograd.grad(above, (x, w)):
                 assert gradient.isfinite().all(), (dtype, options)
+        confident = torch.tensor([[200.0, 0, 0, 0, 0]]).to(dtype).requires_grad_()  # its gradient is 0
+        assert torch.autograd.grad(cross_entropy(confident, labels[:1]) * torch.nan, confident)[0].isnan().all()
         nothing = cross_entropy(x @ w.T, torch.full_like(labels, -100), reduction="sum") / 0
         assert all((gradient == 0).all() for gradient in torch.autograd.grad(nothing, (x, w)))
 
@@ -367,6 +369,7 @@ def test_arrays_of_numpy_that_pytorch_does_not_take_as_they_are():
     for array in (prior[::-1], prior[::-1].astype(">f4")):
         assert cross_entropy(z, y, label_smoothing=0.5, prior=array) == pytest.approx(expected.item(), rel=1e-6)
     assert cross_entropy(z, y, normalizer=np.array(4.0)) == cross_entropy(z, y, normalizer=4)
+    assert cross_entropy(z[0], y[0], mask=np.array(True)) == cross_entropy(z[0], y[0])
 
 
 @pytest.mark.parametrize("normalizer", [torch.tensor(4.0), torch.tensor(4.0, requires_grad=True)])
@@ -385,6 +388,9 @@ def test_a_module_keeps_its_prior_through_half_precision():
         for trip in (module.half().float(), module.bfloat16().float(), module.half().double()):
             assert trip(z, y).item() == pytest.approx(expected.item(), rel=1e-2)
         assert module.half()(z, y).isfinite()
+    wrong = CrossEntropyLoss(label_smoothing=0.1, prior=torch.ones(5))
+    with pytest.raises(ValueError, match="prior must be non-negative and sum to 1"):
+        wrong.double()(z, y)
 
 
 def test_priors_of_numpy_are_taken():

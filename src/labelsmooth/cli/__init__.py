@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(ValueError):  # which a thread other than the main one gets
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not isinstance(stop, Interrupted):
+            if "LABELSMOOTH_LAUNCHED" in os.environ:  # whoever started this process says so
+                return 130
             return _fail("interrupted", 130, debug)
         go_on = f"labelsmooth {stop.command} {shlex.quote(stop.folder)}"
         return _fail(f"interrupted; saved: {stop.saved or 'nothing yet'}. Go on with:\n  {go_on}", 130, debug)

@@ -120,7 +120,9 @@ def train(
         given.pop("data", None)
         if given or config is not None:
             told = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["config"] if config else [])])
-            raise ValueError(f"--resume goes on with the run's own settings, but for --epochs; leave out {told}")
+            raise ValueError(
+                f"--resume goes on with the run's own settings, but for --epochs and --devices; leave out {told}"
+            )
         if here is None:
             from labelsmooth.training.run import RunFolder
 

@@ -161,9 +161,16 @@ class _Loss(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None  # nobody else has it: it may be changed, and given away
         several = is_batchedtensor(upstream) or is_legacy_batchedtensor(upstream)  # upstream gradients at once
         if not torch.is_grad_enabled() and gradient is not None and not several:
-            return _scaled(gradient, upstream, ctx.dim), None
+            one = upstream.dim() < gradient.dim() - 1 or gradient.dim() == 1
+            factor = upstream if one else upstream.unsqueeze(ctx.dim)
+            if upstream.item() == 1 if one else bool((upstream == 1).all()):
+                return gradient, None
+            if ctx.arguments is None or bool(factor.isfinite().all()):
+                return times_(gradient, factor, ctx.dim), None
+            # Else it is made anew: 0 · inf is nan, and the kernel knows which rows are kept.
         if ctx.arguments is None:
-            raise RuntimeError("inplace=True overwrites the logits: the loss can be differentiated once, and not twice")
+            rule = "one upstream gradient at a time" if several and gradient is not None else "once, and not twice"
+            raise RuntimeError(f"inplace=True overwrites the logits: the loss can be differentiated {rule}")
         saved = iter(ctx.saved_tensors)
         call = Call(next(saved), next(saved), *(next(saved) if x is Tensor else x for x in ctx.arguments))
         twice = torch.is_grad_enabled()  # the gradient will be differentiated itself
@@ -175,13 +182,6 @@ class _Loss(torch.autograd.Function):
         rows = _empty(laid_out.rows)
         _run(call, laid_out.rows, rows, upstream)
         return laid_out.back(rows), None
-
-
-def _scaled(gradient: Tensor, upstream: Tensor, dim: int) -> Tensor:
-    """`gradient` times `upstream`, one number or one for each row, in place."""
-    if upstream.dim() < gradient.dim() - 1 or gradient.dim() == 1:
-        return gradient if upstream.item() == 1 else times_(gradient, upstream)
-    return gradient if bool((upstream == 1).all()) else times_(gradient, upstream.unsqueeze(dim))
 
 
 class _LaidOut(NamedTuple):

@@ -28,11 +28,14 @@ def readable(x: Tensor, allow_device: bool = False) -> bool:
     return x.is_cpu or (allow_device and not x.is_meta)
 
 
-def times_(gradient: Tensor, factor: Tensor) -> Tensor:
-    """`gradient` times `factor`, in place, on the CPU; what is 0, as in rows that are not kept, stays 0."""
+def times_(gradient: Tensor, factor: Tensor, dim: int) -> Tensor:
+    """`gradient` times `factor`, in place, on the CPU.
+
+    Along `dim`, where all is 0, as in rows that are not kept, it stays 0: 0 · inf is nan.
+    """
     if bool(factor.isfinite().all()):
         return gradient.mul_(factor)
-    nothing = gradient == 0
+    nothing = (gradient == 0).all(dim, keepdim=True)
     return gradient.mul_(factor).masked_fill_(nothing, 0)
 
 

@@ -148,11 +148,13 @@ def as_tensor(x: Any, name: str, device: torch.device | None = None) -> Tensor:
     """`x` as a tensor: NumPy's arrays, such as `labelsmooth.priors` gives, and lists are taken too."""
     if isinstance(x, Tensor):
         return x
-    if isinstance(x, np.ndarray):  # PyTorch takes neither negative strides nor foreign byte orders
-        x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
     try:
         return torch.as_tensor(x, device=device)
     except (TypeError, ValueError, RuntimeError):
+        pass
+    try:  # PyTorch takes neither negative strides nor foreign byte orders
+        return torch.as_tensor(np.array(x, x.dtype.newbyteorder("="), order="C"), device=device)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
         raise _checks.error(name, "be a tensor, or an array of numbers", repr(type(x))) from None
 
 

@@ -66,8 +66,8 @@ def linear_cross_entropy(
     by default. Logits are made for a chunk of rows at a time and turned into their gradient at once, so that the
     forward pass leaves the gradients of `input`, `linear_weight` and `linear_bias` (of those that require one), and the
     backward pass only scales them. With ``reduction="none"``, and where K is so large that few rows fit, the logits
-    are made for all rows and a chunk of classes, and once more in the backward pass. Under torch.func and torch.jit the
-    logits are whole; torch.compile breaks its graph for it.
+    are made for all rows and a chunk of classes, and once more in the backward pass. Under torch.func, torch.jit.trace
+    and forward differentiation the logits are whole; torch.compile breaks its graph for it.
 
     Args:
         input: shape ``[D]`` or ``[N, D]``; any float dtype. In float16 and bfloat16 loss and gradients are accumulated
@@ -93,7 +93,8 @@ def linear_cross_entropy(
 
     Returns:
         A scalar, or for ``"none"`` a tensor of the shape of class ids; float64 for float64 input, else float32.
-        Gradients come back in the dtypes of `input`, `linear_weight` and `linear_bias`; there is no second derivative.
+        Gradients come back in the dtypes of `input`, `linear_weight` and `linear_bias`; there is no second derivative,
+        but where the logits are whole.
 
     Raises:
         ValueError: as `cross_entropy`, whose logits are named ``input``; and shapes and dtypes that do not go together;
@@ -125,10 +126,9 @@ def linear_cross_entropy(
 
 def _of_whole_logits(x: Any, w: Any, b: Any, target: Any, options: Any, given: dict[str, Any]) -> Tensor:
     """Under torch.func, tracing and forward differentiation, which need operations that they can see through."""
-    _check_layer(x, w, b)
+    x, w, b = _cast(x, w, b)
+    _logits_like(x, w, b)
     _chunk_of(options)
-    if b is not None and b.shape != w.shape[:-1]:
-        raise _checks.error("linear_bias", f"have shape {tuple(w.shape[:-1])}", tuple(b.shape))
     logits = torch.tensordot(x, w, ([-1], [-1]))  # pyright: ignore[reportArgumentType]
     return cross_entropy(logits if b is None else logits + b, target, **given)
 
@@ -141,11 +141,8 @@ def _linear_cross_entropy(
 
     def prepare() -> Prepared:
         """All that can go wrong with the arguments of this process alone."""
-        _check_layer(input, linear_weight, linear_bias)
-        x, w, b = local_like(input, "input"), linear_weight, local_like(linear_bias, "linear_bias", placements)
-        if torch.is_autocast_enabled(x.device.type):  # as for a linear layer
-            half = torch.get_autocast_dtype(x.device.type)
-            x, w, b = (t if t is None or t.dtype == torch.float64 else t.to(half) for t in (x, w, b))
+        here = local_like(input, "input"), linear_weight, local_like(linear_bias, "linear_bias", placements)
+        x, w, b = _cast(*here)
         alike = {
             "input": x,
             "what requires a gradient": [
@@ -214,10 +211,15 @@ def _of_one_layer(x: Tensor, w: Tensor, b: Tensor | None, terms: Terms, how: _Ho
     return losses if some is None else losses.new_zeros(number).index_copy(0, some[0], losses)
 
 
-def _check_layer(x: Any, w: Any, b: Any) -> None:
+def _cast(x: Any, w: Any, b: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors of a layer, under autocast in its dtype, as those of a linear layer."""
     for value, name in ((x, "input"), (w, "linear_weight"), (b, "linear_bias")):
         if not isinstance(value, Tensor) and (value is not None or name != "linear_bias"):
             raise _checks.error(name, "be a tensor", repr(type(value)))
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, w, b
+    half = torch.get_autocast_dtype(x.device.type)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(half) for t in (x, w, b))  # pyright: ignore
 
 
 def _logits_like(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -363,11 +365,14 @@ class _Fused(torch.autograd.Function):
         one = known and float(factor) == 1
 
         def scaled(g: Tensor | None) -> Tensor | None:
-            if g is None or one:
-                return g if g is None else (g.clone() if again else g).to(ctx.dtype)
-            if known:
-                return times_(g.clone() if again else g, factor).to(ctx.dtype)
-            return (g * factor if several or again else g.mul_(factor)).to(ctx.dtype)
+            if g is None:
+                return None
+            if several or (again and not known):
+                return (g * factor).to(ctx.dtype)
+            g = g.clone() if again else g
+            if not one:
+                g = times_(g, factor, -1) if known else g.mul_(factor)
+            return g.to(ctx.dtype)
 
         return *map(scaled, gradients), *(None,) * 6
 
@@ -439,6 +444,8 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         refuse_a_second_derivative("linear_cross_entropy")
+        if is_batchedtensor(upstream) or is_legacy_batchedtensor(upstream):
+            raise RuntimeError("linear_cross_entropy by chunks of classes takes one upstream gradient at a time")
         x, w, b, top, exps, *_ = ctx.saved_tensors
         terms, plan, shards = ctx.terms, ctx.plan, ctx.shards
         dx = torch.zeros_like(x, dtype=terms.dtype) if ctx.needs_input_grad[0] else None

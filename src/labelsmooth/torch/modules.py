@@ -84,8 +84,11 @@ class CrossEntropyLoss(torch.nn.Module):
         super()._apply(fn, recurse)
         for name, before in given.items():
             now = getattr(self, name)
-            if now is not None and now.dtype != before.dtype and now.element_size() > before.element_size():
-                setattr(self, name, now / now.sum(-1, keepdim=True))
+            if now is None or now.element_size() <= before.element_size():
+                continue
+            sums = now.sum(-1, keepdim=True)
+            if not now.is_meta and bool(((sums - 1).abs() <= _checks.tolerance(before.dtype)).all()):
+                setattr(self, name, now / sums)
         return self
 
     def forward(

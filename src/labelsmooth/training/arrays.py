@@ -23,8 +23,9 @@ _LABEL_NAMES = ("labels", "label", "y", "target", "targets")
 def read(path: Path) -> Listing:
     """An .npz file of ``images`` and ``labels``, or of ``x_train``, ``y_train``, ``x_test``, ``y_test``, or the like.
 
-    Images are ``[N, H, W]`` or ``[N, H, W, C]`` with C of 1 or 3: whole numbers 0..255, uint16 up to 65535, floats
-    0..1, or booleans. Labels are ``[N]`` or ``[N, 1]``: ids or names. ``classes``, if it is there, names the ids.
+    Images are ``[N, H, W]`` or ``[N, H, W, C]`` with C of 1 or 3: whole numbers 0..255, uint16 up to 65535 (up to 255
+    if none is above), floats 0..1, or booleans. Labels are ``[N]`` or ``[N, 1]``: ids or names. ``classes``, if it is
+    there, names the ids.
 
     Raises:
         DataError: the file is damaged, or an array is missing or of another shape or range.
@@ -34,7 +35,12 @@ def read(path: Path) -> Listing:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise DataError(f"{path} is a single array; it must hold images and labels")
         pairs, others = _pairs(list(file.files), path)
-        images = {split: _images(file[x], f"{x} in {path}") for split, (x, _) in pairs.items()}
+        arrays = {split: file[x] for split, (x, _) in pairs.items()}
+        words = [array for array in arrays.values() if array.dtype == np.uint16 and array.size]
+        as_bytes = bool(words) and max(array.max() for array in words) <= 255  # in all of them
+        if as_bytes:
+            arrays = {split: array.astype(np.int32) for split, array in arrays.items()}
+        images = {split: _images(arrays[split], f"{x} in {path}") for split, (x, _) in pairs.items()}
         labels = {split: as_labels(file[y], f"{y} in {path}") for split, (_, y) in pairs.items()}
         names = next((name for name in _CLASS_NAMES if name in file.files), None)
         classes = None if names is None else tuple(map(str, _text(np.ravel(file[names]))))
@@ -48,7 +54,9 @@ def read(path: Path) -> Listing:
         raise DataError(f"the images of {path} have different shapes: {' and '.join(map(str, sorted(shapes)))}")
     if len({array.dtype.kind for array in labels.values()}) > 1:
         raise DataError(f"{path} has labels of different kinds: numbers in one split, names in another")
-    listing = of_arrays(path.stem, images, labels, classes, cache.digest([str(path)], ["npz"]))
+    listing = of_arrays(
+        path.stem, images, labels, classes, cache.digest([str(path)], ["npz of bytes" if as_bytes else "npz"])
+    )
     return replace(listing, notes=(f"{path} holds arrays that are not used: {', '.join(others)}",) if others else ())
 
 
@@ -131,7 +139,7 @@ def _images(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype == bool:
         return array * np.uint8(255)
     low, high = array.min(), array.max()
-    if array.dtype == np.uint16 and high > 255:
+    if array.dtype == np.uint16:
         return (array / 257).round().astype(np.uint8)
     if array.dtype.kind == "f" and low >= 0 and high <= 1:
         return (array * 255).round().astype(np.uint8)

@@ -23,8 +23,6 @@ EXTENSIONS = (
 )  # fmt: skip
 _JUNK = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")
 
-_LISTED = 1000  # paths of a kind
-
 Kind = tuple[str, str]  # of an entry, in the singular and in the plural
 _FOLDER, _IMAGE = ("folder", "folders"), ("image", "images")
 _BESIDE = ("folder beside the splits", "folders beside the splits")
@@ -51,9 +49,7 @@ class Found:
 
     def lines(self) -> tuple[str, ...]:
         return tuple(
-            f"{counted(len(paths), *kind)}: {', '.join(map(printable, paths[:_LISTED]))}"
-            + (f", and {len(paths) - _LISTED} more" if len(paths) > _LISTED else "")
-            for kind, paths in self.skipped.items()
+            f"{counted(len(paths), *kind)}: {', '.join(map(printable, paths))}" for kind, paths in self.skipped.items()
         )
 
 
@@ -71,9 +67,11 @@ def read(path: str) -> Listing:
     below = _subfolders(path, found)
     named = {name: split_of(name) for name in below}
     beside = [name for name in below if named[name] is None]
-    if beside and list(filter(None, named.values())) == ["train"] and not _has_folders(path, named, "train"):
+    alone = [name for name, split in named.items() if split is not None]
+    if beside and len(alone) == 1 and named[alone[0]] == "train" and _is_class(os.path.join(path, alone[0])):
         named = dict.fromkeys(below)
-        notes.append(f"the folder train in {printable(path)} holds images, and no sub-folders: it is taken for a class")
+        told = f"the folder {printable(alone[0])} in {printable(path)} holds images, and no sub-folders"
+        notes.append(f"{told}: it is taken for a class")
     if "train" not in named.values() and below and not beside and any(named.values()):
         raise DataError(f"the folder {printable(path)} holds {', '.join(map(printable, below))}, but no train")
     if "train" in named.values():
@@ -145,10 +143,10 @@ def _subfolders(path: str, found: Found) -> list[str]:
     return names
 
 
-def _has_folders(path: str, named: dict[str, str | None], split: str) -> bool:
-    """Whether the folder for `split` has sub-folders."""
-    name = next(name for name, of in named.items() if of == split)
-    return bool(_subfolders(os.path.join(path, name), Found()))
+def _is_class(path: str) -> bool:
+    """Whether a folder holds images itself, and no sub-folders."""
+    found = Found()
+    return not _subfolders(path, found) and _LOOSE in found.skipped
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -35,12 +35,12 @@ _ORIENTING = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 Encoded = bytes | str | Path | None  # an image file's content, its path, or nothing
 
 
-def decode(source: Encoded, where: str, *, channels: int | None = None) -> np.ndarray:
+def decode(source: Encoded, where: object, *, channels: int | None = None) -> np.ndarray:
     """An image file as ``uint8[H, W, C]``, turned upright; C is 1 for a grey image and 3 for any other.
 
     Args:
         source: the file's bytes, or its path.
-        where: what to call it in an error.
+        where: what to call it in an error, as `str` gives it.
         channels: 1 or 3, whatever the file has; None keeps the file's own.
 
     Raises:
@@ -86,7 +86,7 @@ class _opened:
     Pillow's decoders raise anything at all on damaged files, struct.error and ZeroDivisionError among others.
     """
 
-    def __init__(self, source: Encoded, where: str) -> None:
+    def __init__(self, source: Encoded, where: object) -> None:
         self.source, self.where = source, where
 
     def __enter__(self) -> Image.Image:
@@ -109,7 +109,7 @@ class _opened:
             self.image.close()
         if error is None or isinstance(error, DataError) or not isinstance(error, Exception):
             return
-        where = self.where
+        where = str(self.where)
         if isinstance(self.source, (str, Path)) and (path := shortened(printable(str(self.source)), 300)) != where:
             where = f"{where} ({path})"
         if isinstance(error, FileNotFoundError):
@@ -139,13 +139,13 @@ class Items:
     Attributes:
         count: N.
         read: begins a new round over their contents or paths.
-        where: what to call number i in an error.
+        where: what to call number i in an error, as `str` gives it.
         lenient: leave out those that cannot be decoded, instead of stopping at the first.
     """
 
     count: int
     read: Callable[[], Iterable[Encoded]]
-    where: Callable[[int], str]
+    where: Callable[[int], object]
     lenient: bool = False
 
 
@@ -340,6 +340,10 @@ def bounded_map(pool: ThreadPoolExecutor, function: Callable, chunks: Iterator) 
         if time.perf_counter() - began > _SMALL * len(chunk):
             break
     pending = deque(pool.submit(function, chunk) for chunk in islice(chunks, _WINDOW * (os.cpu_count() or 1)))
-    while pending:
-        yield pending.popleft().result()
-        pending.extend(pool.submit(function, chunk) for chunk in islice(chunks, 1))
+    try:
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(function, chunk) for chunk in islice(chunks, 1))
+    finally:
+        for future in pending:  # of a caller that is interrupted, say
+            future.cancel()

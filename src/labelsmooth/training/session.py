@@ -236,11 +236,6 @@ def resume(
     settings = RunFolder.open(run).read_settings()
     if data is not None:
         settings = replace(settings, data=source_text(data))
-    elif settings.data not in NAMED and not Path(settings.data).exists():
-        raise DataError(
-            f"{settings.data}, the data of {run}, are not there any more; if they have moved, name them: "
-            f"labelsmooth train DATA --resume {run}"
-        )
     with joined(devices, settings.device) as ranks, ExitStack() as stack:
         reporter, folder = (reporter if ranks.first else None) or Reporter(), RunFolder(Path(run), ranks.first)
         with ranks.in_turn("lock"):
@@ -259,14 +254,19 @@ def _resumed(
         raise _checks.error("resume", "name a run that is not finished, or come with more --epochs", str(run))
     if settings.framework == "keras":
         frameworks.use_keras(settings.keras_backend)
+    if not moved and settings.data not in NAMED and not os.path.lexists(settings.data):
+        raise DataError(
+            f"{settings.data}, the data of {run}, are not there any more; if they have moved, name them: "
+            f"labelsmooth train DATA --resume {run}"
+        )
     ranks.alike(settings.flat())
     track = _tracker(settings, reporter)
     images = _load(settings, reporter, ranks, settings.val_split)
     known, began_in = folder.read_json("data.json"), {"devices": 1} | folder.read_json("env.json")
     if images.digest != known.get("sha256"):
+        told = "is not the data that {} began with" if moved else "has changed since {} began"
         raise DataError(
-            f"{settings.data} has changed since {run} began (SHA-256 {images.digest[:12]}, then "
-            f"{str(known.get('sha256'))[:12]})"
+            f"{settings.data} {told.format(run)} (SHA-256 {images.digest[:12]}, then {str(known.get('sha256'))[:12]})"
         )
     if images.noise is not None and images.noise.digest != (known.get("noise") or {}).get("sha256"):
         raise DataError(f"the labels of --noise {settings.noise} have changed since {run} began")
@@ -285,6 +285,8 @@ def _resumed(
         if training.plan.total_steps <= training.steps_done:
             done = training.steps_done / training.plan.steps_per_epoch
             raise _checks.error("epochs", f"be more than the {done:g} that {run} has done", f"{epochs:g}")
+    if moved:
+        folder.write_json("data.json", known | {"source": images.source})
     if epochs is not None or moved:
         folder.write_settings(replace(settings, data=images.source, devices=began.devices))
     if epochs is not None:

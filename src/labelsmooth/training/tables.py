@@ -7,8 +7,11 @@ import binascii
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +65,9 @@ def read(
     splits = [table.splits if table.splits is not None else np.full(table.rows, s) for s, table in zip(names, tables)]  # noqa: B905
     starts = np.cumsum([0, *(table.rows for table in tables)])
 
-    def where(number: int) -> str:
+    def where(number: int) -> _Row:
         table = int(np.searchsorted(starts, number, "right")) - 1
-        return tables[table].where(number - int(starts[table]))
+        return _Row(tables[table], number - int(starts[table]))
 
     def sources() -> Iterator[Encoded]:
         for table in tables:
@@ -86,7 +89,10 @@ def read(
         classes=classes,
         digest=content,
         decode=partial(cache.decoded, items, content),
-        notes=tuple(note for table in tables for note in table.notes),
+        notes=tuple(
+            f"the column {column} of {tables[0].path} is not used: it names none of {', '.join(SPLITS)}"
+            for column in dict.fromkeys(column for table in tables for column in table.unused)
+        ),
         other_labels=other_labels,
     )
 
@@ -100,7 +106,7 @@ def in_folder(folder: Path) -> list[tuple[str, Path]]:
         DataError: two tables are for the same split, there is one for test or validation only, or a part is missing.
     """
     parts: defaultdict[str, list[str]] = defaultdict(list)
-    for item in sorted(folder.iterdir()):
+    for item in sorted(folder.iterdir(), key=lambda item: (len(item.name), item.name)):  # 2 comes before 10
         if item.suffix.lower() in SUFFIXES and item.is_file():
             part = _PART.fullmatch(item.stem)
             parts[f"{part[1]}{item.suffix}" if part else item.name].append(item.name)
@@ -115,6 +121,17 @@ def in_folder(folder: Path) -> list[tuple[str, Path]]:
     return [(split, folder / file) for split, name in found.items() for file in parts[name]]
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row of a table, whose line is looked for where it is asked for."""
+
+    table: _Table
+    number: int
+
+    def __str__(self) -> str:
+        return self.table.where(self.number)
+
+
 class _Table:
     """A parquet or CSV file, read in batches of rows.
 
@@ -123,7 +140,7 @@ class _Table:
         image: the name of the image column.
         labels: ids ``int64[rows]``, or names.
         splits: of each row, if there is a column of them.
-        notes: what is worth a line.
+        unused: columns that are called like one of splits, and name none.
         classes: the class names that Hugging Face's `datasets` wrote into the file.
     """
 
@@ -132,25 +149,25 @@ class _Table:
         kind = "CSV" if self.is_csv else "parquet"
         damage = (pa.ArrowException, OSError, UnicodeDecodeError)
         with _files.reading(path, f"is no readable {kind} file ({{}}); is it damaged, or cut off?", damage):
-            self.file = None if self.is_csv else pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
             self.delimiter = delimiter(path) if self.is_csv else ""
-            schema = self._open_csv(None).schema if self.file is None else self.file.schema_arrow
-        self.schema = schema
+            self.schema = schema = self._open_csv(None).schema if self.is_csv else pq.read_schema(path)
         self.image = self._image_column(image_column)
         label = self._label_column(label_column)
-        split = next((name for name in schema.names if name.lower() in _SPLIT_NAMES), None)
-        columns = [label] if split in (None, label) else [label, split]
+        splits = {name: [] for name in schema.names if name.lower() in _SPLIT_NAMES and name != label}
+        columns = [label, *sorted(splits, key=lambda name: _rank(name, _SPLIT_NAMES))]
         for name in (self.image, *columns):
             if schema.names.count(name) > 1:
                 raise DataError(f"{path} has {schema.names.count(name)} columns called {name}; rename all but one")
-        labels, splits, self.rows, self.notes = [], [], 0, ()
+        labels, self.rows = [], 0
         for batch in self._batches(columns):
             labels.append(self._labels(batch.column(label), label, range(self.rows, self.rows + batch.num_rows)))
-            if len(columns) > 1:
-                splits += batch.column(split).to_pylist()
+            for name in columns[1:]:
+                splits[name] += batch.column(name).to_pylist()
             self.rows += batch.num_rows
         self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
-        self.splits = self._splits(splits, columns[-1]) if splits else None
+        found = (self._splits(splits[name], name) for name in columns[1:])
+        self.splits = next((of_rows for of_rows in found if of_rows is not None), None)
+        self.unused = columns[1:] if self.splits is None else []
         self.classes = _names(schema, label)
 
     def other_labels(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -175,20 +192,8 @@ class _Table:
         return np.array(own)[ids]
 
     def where(self, row: int) -> str:
-        if not self.is_csv or row >= len(self._lines):
-            return f"row {row} of {self.path}"
-        return f"line {self._lines[row]} of {self.path}"
-
-    @cached_property
-    def _lines(self) -> Sequence[int]:
-        """The line of each row of a CSV file; where each has one, no more is read than the ends of lines."""
-        ends, last = 0, b"\n"
-        with self.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                ends, last = ends + block.count(b"\n"), block[-1:]
-        if self.rows and ends + (last != b"\n") == 1 + self.rows:
-            return range(2, self.rows + 2)
-        return list(first_lines(self.path, self.delimiter))
+        line = next(islice(first_lines(self.path, self.delimiter), row, None), None) if self.is_csv else None
+        return f"row {row} of {self.path}" if line is None else f"line {line} of {self.path}"
 
     def images(self) -> Iterator[Encoded]:
         folder = str(self.path.parent)
@@ -214,11 +219,11 @@ class _Table:
 
     def _may_lack_bytes(self) -> bool:
         """True unless the file's statistics say that every image has its bytes in the file."""
-        assert self.file is not None
-        names = [self.file.schema.column(i).path for i in range(len(self.file.schema))]
+        metadata = pq.read_metadata(self.path)
+        names = [metadata.schema.column(i).path for i in range(len(metadata.schema))]
         column = names.index(f"{self.image}.bytes")
-        for group in range(self.file.num_row_groups):
-            statistics = self.file.metadata.row_group(group).column(column).statistics
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(column).statistics
             if statistics is None or not statistics.has_null_count or statistics.null_count:
                 return True
         return False
@@ -236,10 +241,15 @@ class _Table:
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         row = 0
         try:
-            reader = self._open_csv(columns) if self.file is None else self.file.iter_batches(_ROWS, columns=columns)
-            for batch in reader:
-                yield batch
-                row += batch.num_rows
+            with ExitStack() as stack:
+                if self.is_csv:
+                    reader: Iterable[pa.RecordBatch] = stack.enter_context(self._open_csv(columns))
+                else:
+                    file = stack.enter_context(pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20))
+                    reader = file.iter_batches(_ROWS, columns=columns)
+                for batch in reader:
+                    yield batch
+                    row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise DataError(f"{self.path} is damaged after row {row} ({reason})") from None
@@ -326,7 +336,6 @@ class _Table:
         """The split of each row; None where the column says nothing of splits, as folds with numbers."""
         splits = [split_of(str(value)) for value in values]
         if name.lower() != "split" and not any(splits):
-            self.notes = (f"the column {name} of {self.path} is not used: it names none of {', '.join(SPLITS)}",)
             return None
         if None in splits:
             row = splits.index(None)
@@ -339,7 +348,7 @@ def _together(tables: list[_Table], splits: list[str]) -> tuple[np.ndarray, tupl
     """The labels of all tables, and the class names of ids; tables may name the same classes in another order."""
     kinds = {table.labels.dtype.kind for table in tables}
     if len(kinds) > 1:
-        listed = " and ".join(str(table.path) for table in tables)
+        listed = shortened(" and ".join(str(table.path) for table in tables), 300)
         raise DataError(f"{listed} have labels of different kinds: numbers in one, names in another")
     if kinds == {"U"}:
         return np.concatenate([table.labels for table in tables]), None
