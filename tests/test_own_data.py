@@ -294,6 +294,14 @@ def test_splits_without_one_for_training(tmp_path):
     assert (data.classes, data.own_splits, len(data.test)) == (("cat", "dog"), ("train", "test"), 6)
 
 
+def test_a_folder_one_level_too_high(tmp_path):
+    tree(tmp_path, classes("images/"))
+    with pytest.raises(
+        DataError, match=rf"has one class only \(images\); if its .* \(cat, dog\), name {tmp_path}/images$"
+    ):
+        load(tmp_path)
+
+
 def test_class_folders_without_an_image_are_told_of(tmp_path):
     root = tree(tmp_path, classes())
     (root / "bird").mkdir()

@@ -72,6 +72,15 @@ def read(path: str) -> Listing:
         named = dict.fromkeys(below)
         told = f"the folder {printable(alone[0])} in {printable(path)} holds images, and no sub-folders"
         notes.append(f"{told}: it is taken for a class")
+    if len(beside) == len(below) == 1:
+        only = os.path.join(path, below[0])
+        inside = _subfolders(only, Found())
+        if len(inside) > 1:
+            classes = shortened(", ".join(map(printable, inside)), 200)
+            raise DataError(
+                f"the folder {printable(path)} has one class only ({printable(below[0])}); "
+                f"if its sub-folders are the classes ({classes}), name {printable(only)}"
+            )
     if "train" not in named.values() and below and not beside and any(named.values()):
         raise DataError(f"the folder {printable(path)} holds {', '.join(map(printable, below))}, but no train")
     if "train" in named.values():
