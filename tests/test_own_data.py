@@ -835,6 +835,8 @@ def test_npz_pixels_by_their_values(tmp_path):
     wide = x.astype(np.uint16) * 257
     np.savez(tmp_path / "a.npz", x_train=wide, y_train=y, x_test=np.minimum(wide, 200), y_test=y)
     assert load(tmp_path / "a.npz").test.images.max() <= 1  # the same scale for all splits
+    np.savez(tmp_path / "a.npz", x_train=x.astype(np.uint16), y_train=y, x_test=x / 255, y_test=y)
+    assert np.array_equal(load(tmp_path / "a.npz").test.images, x)
     np.savez(tmp_path / "a.npz", images=x > 127, labels=y)
     assert set(np.unique(load(tmp_path / "a.npz").train.images)) == {0, 255}
 

@@ -39,7 +39,7 @@ def read(path: Path) -> Listing:
         words = [array for array in arrays.values() if array.dtype == np.uint16 and array.size]
         as_bytes = bool(words) and max(array.max() for array in words) <= 255  # in all of them
         if as_bytes:
-            arrays = {split: array.astype(np.int32) for split, array in arrays.items()}
+            arrays = {s: array.astype(np.uint8) if array.dtype == np.uint16 else array for s, array in arrays.items()}
         images = {split: _images(arrays[split], f"{x} in {path}") for split, (x, _) in pairs.items()}
         labels = {split: as_labels(file[y], f"{y} in {path}") for split, (_, y) in pairs.items()}
         names = next((name for name in _CLASS_NAMES if name in file.files), None)
