@@ -3,6 +3,8 @@
 import errno
 import os
 
+LAUNCHED = "LABELSMOOTH_LAUNCHED"  # in the environment of processes that `labelsmooth train --devices` started
+
 
 class DataError(ValueError):
     """The data cannot be used as they are."""

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 
-from labelsmooth._errors import DataError, Interrupted, TrainingError, is_silent
+from labelsmooth._errors import LAUNCHED, DataError, Interrupted, TrainingError, is_silent
 from labelsmooth._text import printable_lines
 from labelsmooth.cli.stopping import terminated
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(ValueError):  # which a thread other than the main one gets
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not isinstance(stop, Interrupted):
-            if "LABELSMOOTH_LAUNCHED" in os.environ:  # whoever started this process says so
+            if LAUNCHED in os.environ:  # whoever started this process says so
                 return 130
             return _fail("interrupted", 130, debug)
         go_on = f"labelsmooth {stop.command} {shlex.quote(stop.folder)}"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from labelsmooth._errors import TrainingError
+from labelsmooth._errors import LAUNCHED, TrainingError
 from labelsmooth.training import ranks
 
 _LOOK = 0.05  # seconds between looks at the processes
@@ -41,7 +41,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore
     environment = {
         **os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True", ranks.LAUNCHED: "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True", LAUNCHED: "1",
     }  # fmt: skip
     environment.setdefault("OMP_NUM_THREADS", str(max(1, processor_cores() // count)))
     if sys.platform == "linux":
@@ -80,7 +80,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
 def end_with_parent() -> None:
     """Stop, and save, when the process that started this one has gone: its end of our stdin closes with it."""
-    if ranks.LAUNCHED not in os.environ:
+    if LAUNCHED not in os.environ:
         return
 
     def watch() -> None:

@@ -218,8 +218,9 @@ def load(
         progress.note(f"images of {sizes} are resized to {data.image_shape[0]}x{data.image_shape[1]} ({told})")
     once_resized = " once resized" if resized else ""
     for held_out, name in (("test", "test"), ("val", "validation")):
-        leaks = data.leaks(held_out=held_out)
-        if leaks and (held_out == "test" or held_out in data.own_splits):
+        if held_out != "test" and held_out not in data.own_splits:
+            continue
+        if leaks := data.leaks(held_out=held_out):
             progress.note(
                 f"warning: {leaks} of the {len(data.splits[held_out])} {name} images {'is' if leaks == 1 else 'are'} "
                 f"in the training set too, pixel for pixel{once_resized}; "
@@ -253,7 +254,7 @@ def gather(
     if len(listing.labels) and "train" not in listing.splits:
         held = ", ".join(name for name in SPLITS if name in listing.splits)
         raise DataError(f"{source} has no training example, but {held} only; there must be a split train")
-    classes, ids = _numbered(listing, str(source))
+    classes, ids = _numbered(listing, source)
     _check_names(classes)
     if len(classes) == 1 and listing.skipped:
         out = _shown(listing.skipped)
@@ -264,7 +265,7 @@ def gather(
     decoded = listing.decode(size, progress)
     skipped = (*listing.skipped, *decoded.skipped)
     try:
-        splits, own = _divided(listing, decoded, ids, classes, share, seed, str(source))
+        splits, own = _divided(listing, decoded, ids, classes, share, seed, source)
     except DataError as error:
         raise (DataError(f"{error} (left out: {_shown(skipped)})") if skipped else error) from None
     train, done = splits["train"], None
@@ -319,14 +320,13 @@ def _dark(images: np.ndarray) -> list[str]:
 
 
 def find(
-    source: str | Path, *, image_column: str | None = None, label_column: str | None = None, download: object = False
+    source: str, *, image_column: str | None = None, label_column: str | None = None, download: object = False
 ) -> Listing:
     """The labelled examples of `source`, their images yet to be decoded.
 
     Raises:
         DataError: there is none, it is damaged, or it cannot be opened.
     """
-    source = source_text(source)
     if source == "":  # which a path would take for the working folder
         raise DataError(f"no data are named; give {KINDS}")
     try:

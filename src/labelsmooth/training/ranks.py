@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelsmooth import _checks
-from labelsmooth._errors import TrainingError, silence
+from labelsmooth._errors import LAUNCHED, TrainingError, silence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAUNCHED = "LABELSMOOTH_LAUNCHED"  # in the environment of processes that `labelsmooth train --devices` started
 _ACCELERATE = "ACCELERATE_USE_CPU"  # in the environment of what `accelerate launch` started
 # A process's place, as torchrun tells it, and as MPI does, by which `accelerate launch` starts processes on CPUs.
 _PLACE = (
