@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,19 +27,20 @@ _BATCH = 32 << 20  # bytes of a parquet file's rows, as far as their average tel
 _WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
 
 
-def first_lines(path: Path, delimiter: str) -> Iterator[int]:
-    """The line, from 1, on which each row of a CSV file begins: values may have several lines, and lines be empty.
+def line_of(row: int, path: Path, delimiter: str) -> int | None:
+    """The line, from 1, on which a row of a CSV file begins: values may have several lines, and lines may be empty.
 
-    It ends early where it cannot be told.
+    The file is read once more. None: it cannot be told.
     """
     with path.open(encoding="utf-8-sig", newline="") as file, suppress(csv.Error, UnicodeDecodeError):
-        reader = csv.reader(file, delimiter=delimiter)
-        next(reader, None)  # the header
-        line = reader.line_num + 1
+        reader, number = csv.reader(file, delimiter=delimiter), -2  # the first row is the header
+        line = 1
         for cells in reader:
-            if cells:  # an empty line is no row
-                yield line
+            number += bool(cells)  # an empty line is no row
+            if number == row and cells:
+                return line
             line = reader.line_num + 1
+    return None
 
 
 class CsvSource(Source):
@@ -70,7 +70,7 @@ class CsvSource(Source):
                     first += batch.num_rows
 
     def where(self, row: int) -> str:
-        line = next(islice(first_lines(self.path, self._delimiter), row, None), None)
+        line = line_of(row, self.path, self._delimiter)
         return super().where(row) if line is None else f"line {line} of {self.path}"
 
     def _open(self, only: str | None = None) -> pcsv.CSVStreamingReader:

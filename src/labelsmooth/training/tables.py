@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from labelsmooth import _files
 from labelsmooth._errors import DataError
 from labelsmooth._text import nearest, shortened
-from labelsmooth.files.tables import LABEL_NAMES, delimiter, first_lines, is_text
+from labelsmooth.files.tables import LABEL_NAMES, delimiter, is_text, line_of
 from labelsmooth.training import cache
 from labelsmooth.training.arrays import whole
 from labelsmooth.training.images import Encoded, Items
@@ -192,7 +191,7 @@ class _Table:
         return np.array(own)[ids]
 
     def where(self, row: int) -> str:
-        line = next(islice(first_lines(self.path, self.delimiter), row, None), None) if self.is_csv else None
+        line = line_of(row, self.path, self.delimiter) if self.is_csv else None
         return f"row {row} of {self.path}" if line is None else f"line {line} of {self.path}"
 
     def images(self) -> Iterator[Encoded]:
